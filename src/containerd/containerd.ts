@@ -1,0 +1,73 @@
+// The face of the containerd room: containerd's gRPC services in Hawser's words.
+//
+// Every call goes over one channel to containerd's socket, in the configured namespace; calls made through a Lease
+// carry its id, so that what they touch survives garbage collection until the lease is deleted. Status codes become
+// PullErrors here (NOT_FOUND `not_found`, ALREADY_EXISTS `exists`, UNAVAILABLE `unavailable`, ...). This room never
+// interprets an image and never deletes what is not ours.
+
+import type { Descriptor } from "../oci/descriptor.ts";
+import type { Digest } from "../oci/digest.ts";
+
+export type Labels = Readonly<Record<string, string>>;
+
+/** What Prepare answers for overlayfs: where to write, and which directories lie below, nearest first. */
+export interface PreparedSnapshot {
+  readonly key: string;
+  readonly upperdir: string;
+  readonly lowerdirs: readonly string[];
+}
+
+/** A lease, and what is done under it. Disposing deletes it; a failed deletion is logged, never thrown. */
+export interface Lease extends AsyncDisposable {
+  readonly id: string;
+
+  /** True when the blob is in our namespace already; it is then held by this lease too. */
+  holdContent(descriptor: Descriptor): Promise<boolean>;
+  /** Writes a small blob; success when it is there already (its labels are then added). */
+  putContent(descriptor: Descriptor, bytes: Uint8Array, labels: Labels): Promise<void>;
+  /**
+   * Moves a verified, complete file into the content store without streaming it (reference 3.2, adoption); streams it
+   * when containerd does not take it that way. The file is gone afterwards, whatever the outcome.
+   */
+  adoptContent(descriptor: Descriptor, file: string, labels: Labels): Promise<void>;
+
+  /** True when the committed snapshot exists; it and its parents are then held by this lease too. */
+  holdSnapshot(chainID: Digest): Promise<boolean>;
+  /** Prepares an active snapshot to be committed as chainID. Throws `exists` when that is committed (and holds it). */
+  prepareSnapshot(chainID: Digest, parent: Digest | undefined): Promise<PreparedSnapshot>;
+  /** Commits it; `exists` counts as success and the active snapshot is then removed. */
+  commitSnapshot(snapshot: PreparedSnapshot, chainID: Digest): Promise<void>;
+  /** Removes an active snapshot; success when it is gone already. */
+  removeSnapshot(snapshot: PreparedSnapshot): Promise<void>;
+}
+
+/** What introspection and the CRI settings say of this containerd; read on each (re)connect. */
+export interface ContainerdFacts {
+  readonly version: string;
+  /** `<containerd root>/io.containerd.content.v1.content`. */
+  readonly contentRoot: string;
+  /** `<containerd root>/io.containerd.snapshotter.v1.overlayfs`. */
+  readonly snapshotterRoot: string;
+  /** Snapshotter that CRI uses by default. */
+  readonly snapshotter: string;
+  /** Directories of `config_path`, in order; empty when it is not set. */
+  readonly registryConfigPath: readonly string[];
+  /** Layer blobs are dropped after unpacking (`discard_unpacked_layers`). */
+  readonly discardUnpackedLayers: boolean;
+  /** Why no pull on this containerd may be accelerated, or undefined: deprecated registry settings, user namespace, … */
+  readonly unfit: string | undefined;
+}
+
+export interface Containerd {
+  /** Reads the facts; throws `unavailable` while containerd is down. */
+  facts(signal: AbortSignal): Promise<ContainerdFacts>;
+  /** Makes a lease that expires by itself after 24 hours. */
+  lease(labels: Labels): Promise<Lease>;
+  /** True when an image record of this name exists. */
+  hasImage(name: string): Promise<boolean>;
+  /** Deletes leases that carry this label, with the active snapshots they hold (not committed ones). */
+  sweepLeases(label: string, isDead: (value: string) => Promise<boolean>): Promise<number>;
+  /** Calls back on each change between connected and not, at once with the present state. */
+  watch(listener: (connected: boolean) => void): Disposable;
+  close(): Promise<void>;
+}

@@ -1,0 +1,73 @@
+// The face of the layer room: one layer's bytes go in as a spool that may still be filling, a directory comes out.
+//
+// A worker thread reads the spool behind the watermark and runs sha256(compressed), inflate, sha256(diffID), tar and
+// apply in one loop; no layer byte passes through the main thread. This room never talks to a registry or to
+// containerd, never commits anything, and never writes outside of the staging directory that it is given.
+
+import type { Descriptor } from "../oci/descriptor.ts";
+import type { Digest } from "../oci/digest.ts";
+import type { SpoolView } from "../spool.ts";
+
+/** Safety limits of one layer, from `[unpack]`; past one of them the layer fails with `exhausted`. */
+export interface LayerLimits {
+  /** Most entries of the archive. */
+  readonly entriesMax: number;
+  /** Most bytes after inflating. */
+  readonly bytesMax: number;
+  /** Most bytes out per byte in, judged once more than 64 MiB are out. */
+  readonly ratioMax: number;
+}
+
+export interface LayerJob {
+  readonly spool: SpoolView;
+  /** An existing empty directory of ours, mode 0755. On failure its content is unspecified: the caller removes it. */
+  readonly staging: string;
+  readonly descriptor: Descriptor;
+  readonly diffID: Digest;
+  /**
+   * The bottom layer of an image: whiteouts remove what this layer itself has written so far (reference 4.1, "naive").
+   * In every other layer they take the form that overlayfs reads: device 0:0 and `trusted.overlay.opaque`.
+   */
+  readonly base: boolean;
+  readonly limits: LayerLimits;
+}
+
+/** A directory that the archive did not name before it put something in it; it takes after the lower layers. */
+export interface ImplicitDirectory {
+  /** Relative to the layer's root, no leading slash; one character per byte ("latin1"). */
+  readonly path: string;
+  /** The archive named it later: only extended attributes that it lacks are inherited. */
+  readonly named: boolean;
+}
+
+export interface UnpackedLayer {
+  /** Bytes after inflating, the whole tar stream. */
+  readonly bytes: number;
+  readonly entries: number;
+  readonly implicitDirectories: readonly ImplicitDirectory[];
+  /** Milliseconds that the worker spent waiting for the watermark, and in all. */
+  readonly waitedMs: number;
+  readonly elapsedMs: number;
+}
+
+export interface LayerEngine {
+  readonly name: "native" | "portable";
+
+  /**
+   * Unpacks one layer, following the spool's watermark; returns once size, digest and diffID have all been found
+   * right, and not before the last byte of the blob was read. Rejects with `corrupt` (wrong size, digest, diffID, bad
+   * compression, bad archive), `unsupported` (containerd can, we cannot), `exhausted` (limits, disk), `cancelled`, or
+   * the spool's own failure. Aborting stops the worker between two chunks; the promise settles only then, so that
+   * the staging directory can be removed safely afterwards. Runs at most `threads` layers at once; more wait.
+   */
+  unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer>;
+
+  /**
+   * Gives implicit directories the attributes of the nearest lower layer that has a directory there (reference 4.2,
+   * step 4). `upper` is the layer's root, `lowers` the roots of the layers below, nearest first.
+   */
+  inherit(upper: string, lowers: readonly string[], directories: readonly ImplicitDirectory[]): Promise<void>;
+
+  /** Ends the workers once they are idle. */
+  close(): Promise<void>;
+}

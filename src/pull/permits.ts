@@ -1,0 +1,80 @@
+// Permits: one queue in which a waiter counts against several limits at once (node, image, host).
+//
+// A permit is granted when every one of its limits has room; among those that could be granted, the most urgent goes
+// first and then the one that waited longest. A waiter whose limit is full never holds up another.
+
+import { abortError, throwIfAborted } from "../errors.ts";
+
+/** A limit is a name, under which permits are counted, and the most of them that may be out at once. */
+export interface Limit {
+  readonly name: string;
+  readonly max: number;
+}
+
+interface Waiter {
+  readonly limits: readonly Limit[];
+  /** Smaller is more urgent. */
+  readonly urgency: number;
+  readonly grant: (permit: Disposable) => void;
+}
+
+export class Permits {
+  readonly #out = new Map<string, number>();
+  /** Ordered by urgency, then by arrival. */
+  readonly #waiters: Waiter[] = [];
+
+  /** Permits that are out under this name. */
+  count(name: string): number {
+    return this.#out.get(name) ?? 0;
+  }
+
+  /** Waits for a permit; rejects with `cancelled` (or the signal's PullError) when the signal is aborted first. */
+  async acquire(limits: readonly Limit[], urgency: number, signal: AbortSignal): Promise<Disposable> {
+    throwIfAborted(signal);
+    return await new Promise<Disposable>((resolve, reject) => {
+      const onAbort = (): void => {
+        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        reject(abortError(signal));
+      };
+      const grant = (permit: Disposable): void => {
+        signal.removeEventListener("abort", onAbort);
+        resolve(permit);
+      };
+      const waiter: Waiter = { limits, urgency, grant };
+      signal.addEventListener("abort", onAbort, { once: true });
+      const after = this.#waiters.findIndex((other) => other.urgency > urgency);
+      this.#waiters.splice(after === -1 ? this.#waiters.length : after, 0, waiter);
+      this.#grantWhatFits();
+    });
+  }
+
+  #grantWhatFits(): void {
+    for (let index = 0; index < this.#waiters.length; ) {
+      const waiter = this.#waiters[index];
+      if (waiter === undefined) return;
+      if (waiter.limits.every((limit) => this.count(limit.name) < limit.max)) {
+        this.#waiters.splice(index, 1);
+        waiter.grant(this.#take(waiter.limits));
+      } else {
+        index += 1;
+      }
+    }
+  }
+
+  #take(limits: readonly Limit[]): Disposable {
+    for (const { name } of limits) this.#out.set(name, this.count(name) + 1);
+    let held = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (!held) return;
+        held = false;
+        for (const { name } of limits) {
+          const left = this.count(name) - 1;
+          if (left === 0) this.#out.delete(name);
+          else this.#out.set(name, left);
+        }
+        this.#grantWhatFits();
+      },
+    };
+  }
+}

@@ -1,0 +1,61 @@
+// Work that several pulls share by key: one run for all who ask while it runs, and its result kept for as long as
+// anybody holds a share of it. The last share to be disposed of aborts an unfinished run, or disposes of its result.
+
+/** One caller's share. Disposing gives it back; the caller must not use the result afterwards. */
+export interface Share<Value> extends AsyncDisposable {
+  readonly result: Promise<Value>;
+}
+
+interface Run<Value> {
+  readonly result: Promise<Value>;
+  readonly abort: AbortController;
+  shares: number;
+}
+
+export class Sharing<Value extends AsyncDisposable> {
+  readonly #runs = new Map<string, Run<Value>>();
+
+  /** Runs that somebody holds a share of. */
+  get size(): number {
+    return this.#runs.size;
+  }
+
+  /**
+   * Joins the run of this key, or starts one. The signal that `start` is given is aborted when nobody is left, never
+   * because one of several callers went away. A failed run is forgotten at once, so that the next caller starts anew.
+   */
+  join(key: string, start: (signal: AbortSignal) => Promise<Value>): Share<Value> {
+    const run = this.#runs.get(key) ?? this.#start(key, start);
+    run.shares += 1;
+    let held = true;
+    return {
+      result: run.result,
+      [Symbol.asyncDispose]: async () => {
+        if (!held) return;
+        held = false;
+        await this.#release(key, run);
+      },
+    };
+  }
+
+  #start(key: string, start: (signal: AbortSignal) => Promise<Value>): Run<Value> {
+    const abort = new AbortController();
+    const run: Run<Value> = { result: start(abort.signal), abort, shares: 0 };
+    run.result.catch(() => this.#forget(key, run));
+    this.#runs.set(key, run);
+    return run;
+  }
+
+  async #release(key: string, run: Run<Value>): Promise<void> {
+    run.shares -= 1;
+    if (run.shares > 0) return;
+    this.#forget(key, run);
+    run.abort.abort();
+    const value = await run.result.catch(() => undefined);
+    await value?.[Symbol.asyncDispose]();
+  }
+
+  #forget(key: string, run: Run<Value>): void {
+    if (this.#runs.get(key) === run) this.#runs.delete(key);
+  }
+}

@@ -1,0 +1,59 @@
+// The face of the registry room: an OCI distribution client that lets only verified bytes out.
+//
+// A Repository is one reference as seen by one caller: its hosts in order (hosts.toml or the default), the caller's
+// credentials, and the redirects met so far. Small things (manifests, configs) come back as bytes; layers go into a
+// spool by bounded ranges, which the layer room reads meanwhile and verifies as it reads. This room never touches
+// containerd, never decompresses, and never lets a credential reach a log, an error or another host.
+
+import type { Descriptor } from "../oci/descriptor.ts";
+import type { Reference } from "../oci/reference.ts";
+import type { Spool } from "../spool.ts";
+
+/** CRI's AuthConfig in our words; absent fields are empty strings there (reference 6.2). */
+export interface Credentials {
+  readonly username?: string;
+  readonly password?: string;
+  /** base64 of "username:password". */
+  readonly auth?: string;
+  readonly serverAddress?: string;
+  readonly identityToken?: string;
+}
+
+/** Permits for blob requests; the registry room asks for one per request it sends and disposes of it afterwards. */
+export interface RequestPermits {
+  /** Waits until one more blob request may be open to this host (host:port). Rejects when the signal is aborted. */
+  acquire(host: string, signal: AbortSignal): Promise<Disposable>;
+}
+
+export interface Resolved {
+  readonly descriptor: Descriptor;
+  /** The manifest's or index's bytes when they came with the answer, verified; absent after a HEAD. */
+  readonly body?: Uint8Array;
+}
+
+export interface Repository {
+  /**
+   * Asks the hosts in order what the reference stands for, with the caller's credentials: HEAD when `known` (the node
+   * already has something by this name), GET at once when not. Errors: `not_found`, `refused`, `unavailable`, `slow`
+   * (no first byte from any host within `fallback.after`), `corrupt`, `unsupported` (schema 1).
+   */
+  resolve(known: boolean, signal: AbortSignal): Promise<Resolved>;
+
+  /** Fetches a manifest, index or config of at most `limitBytes` whole; size and sha256 are verified. */
+  fetch(descriptor: Descriptor, limitBytes: number, signal: AbortSignal): Promise<Uint8Array>;
+
+  /**
+   * Fetches a blob into the spool and completes it; on failure it throws and leaves spool.fail to the caller. Bounded
+   * ranges over several kept-alive connections, in order; one stream where ranges are not served. The length is
+   * verified here; the digest by whoever reads the spool (the layer room hashes every byte that it reads).
+   */
+  download(descriptor: Descriptor, spool: Spool, permits: RequestPermits, signal: AbortSignal): Promise<void>;
+}
+
+export interface Registry {
+  /** Never waits and never throws: hosts.toml is read on first use, afresh for each Repository. */
+  repository(reference: Reference, credentials: Credentials | undefined): Repository;
+
+  /** Closes every connection. */
+  close(): Promise<void>;
+}

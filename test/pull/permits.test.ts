@@ -1,0 +1,99 @@
+// Permits: several limits at once, urgency first, and no waiter that holds up another.
+
+import fc from "fast-check";
+import { expect, test } from "vitest";
+import { PullError } from "../../src/errors.ts";
+import { Permits } from "../../src/pull/permits.ts";
+
+const never = new AbortController().signal;
+
+/** Lets every promise that can settle do so. */
+async function settle(): Promise<void> {
+  await new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}
+
+test("no limit is ever exceeded, and every waiter gets its permit in the end", async () => {
+  const limit = fc.record({
+    name: fc.constantFrom("node", "image a", "image b", "host"),
+    max: fc.constant(0),
+  });
+  const max = { node: 4, "image a": 2, "image b": 1, host: 3 } as const;
+  const waiter = fc.record({
+    limits: fc.uniqueArray(limit, { minLength: 1, selector: (l) => l.name }),
+    urgency: fc.nat(3),
+  });
+  await fc.assert(
+    fc.asyncProperty(fc.array(waiter, { maxLength: 30 }), async (waiters) => {
+      const permits = new Permits();
+      const out: Disposable[] = [];
+      const asked = waiters.map(async ({ limits, urgency }) => {
+        const real = limits.map(({ name }) => ({ name, max: max[name] }));
+        out.push(await permits.acquire(real, urgency, never));
+        for (const { name, max: most } of real) expect(permits.count(name)).toBeLessThanOrEqual(most);
+      });
+      let granted = 0;
+      for (; granted < waiters.length; granted++) {
+        await settle();
+        const permit = out.shift();
+        if (permit === undefined) break;
+        permit[Symbol.dispose]();
+        permit[Symbol.dispose]();
+      }
+      expect(granted).toBe(waiters.length);
+      await Promise.all(asked);
+      for (const name of Object.keys(max)) expect(permits.count(name)).toBe(0);
+    }),
+  );
+});
+
+test("the most urgent goes first, and among equals the one that waited longest", async () => {
+  const permits = new Permits();
+  const limits = [{ name: "node", max: 1 }];
+  const order: string[] = [];
+  let held = await permits.acquire(limits, 0, never);
+  const wait = async (name: string, urgency: number): Promise<void> => {
+    held = await permits.acquire(limits, urgency, never);
+    order.push(name);
+  };
+  const all = [wait("late", 5), wait("first", 1), wait("second", 1), wait("urgent", 0)];
+  for (const _ of all) {
+    held[Symbol.dispose]();
+    await settle();
+  }
+  await Promise.all(all);
+  expect(order).toEqual(["urgent", "first", "second", "late"]);
+});
+
+test("a waiter whose limit is full does not hold up others", async () => {
+  const permits = new Permits();
+  const full = { name: "image a", max: 1 };
+  const node = { name: "node", max: 2 };
+  using _a = await permits.acquire([node, full], 0, never);
+  let granted = false;
+  const blocked = permits.acquire([node, full], 0, never).then(() => {
+    granted = true;
+  });
+  using _b = await permits.acquire([node, { name: "image b", max: 1 }], 9, never);
+  await settle();
+  expect(granted).toBe(false);
+  _a[Symbol.dispose]();
+  await blocked;
+  expect(granted).toBe(true);
+});
+
+test("an aborted waiter leaves the queue with the reason of the signal", async () => {
+  const permits = new Permits();
+  const limits = [{ name: "node", max: 1 }];
+  const held = await permits.acquire(limits, 0, never);
+  const abort = new AbortController();
+  const waiting = permits.acquire(limits, 0, abort.signal);
+  const behind = permits.acquire(limits, 0, never);
+  abort.abort(new PullError("slow", "no first byte"));
+  await expect(waiting).rejects.toMatchObject({ code: "slow" });
+  await expect(permits.acquire(limits, 0, abort.signal)).rejects.toMatchObject({ code: "slow" });
+  held[Symbol.dispose]();
+  (await behind)[Symbol.dispose]();
+  expect(permits.count("node")).toBe(0);
+});
