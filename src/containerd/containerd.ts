@@ -5,6 +5,7 @@
 // PullErrors here (NOT_FOUND `not_found`, ALREADY_EXISTS `exists`, UNAVAILABLE `unavailable`, ...). This room never
 // interprets an image and never deletes what is not ours.
 
+import type { CallOptions, ClientReadableStream, Metadata } from "@grpc/grpc-js";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
 
@@ -67,7 +68,19 @@ export interface Containerd {
   hasImage(name: string): Promise<boolean>;
   /** Deletes leases that carry this label, with the active snapshots they hold (not committed ones). */
   sweepLeases(label: string, isDead: (value: string) => Promise<boolean>): Promise<number>;
+  /** Proves in a namespace of our own that a staging directory can become a snapshot; throws the step that failed. */
+  selfTest(staging: string, signal: AbortSignal): Promise<void>;
+  /**
+   * Makes a foreign call with the bytes as they are: one request, any number of answers. Metadata, deadline, status and
+   * cancellation are the caller's business; nothing is interpreted.
+   */
+  forward(
+    path: string,
+    request: Buffer,
+    metadata: Metadata,
+    options: CallOptions,
+  ): ClientReadableStream<Buffer>;
   /** Calls back on each change between connected and not, at once with the present state. */
   watch(listener: (connected: boolean) => void): Disposable;
-  close(): Promise<void>;
+  close(): void;
 }

@@ -1,0 +1,359 @@
+// System calls relative to directory descriptors, for writing an archive's tree below a root that it cannot leave.
+//
+// Names are single path components: the caller walks paths itself, one component at a time, and no call follows a
+// symbolic link in its last component. Results are non-negative, errors are negative errno numbers; only a caller's
+// mistake throws.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "napi.h"
+
+namespace hawser {
+namespace {
+
+// Longest component or link target that the kernel takes, with its NUL byte.
+constexpr size_t kPath = 4096;
+using Name = char[kPath];
+
+napi_value outcome(napi_env env, int64_t result) { return number(env, result < 0 ? -errno : result); }
+
+timespec time_at(Args &args, size_t i) {
+  return {static_cast<time_t>(args.integer(i)), static_cast<long>(args.integer(i + 1))};
+}
+
+int write_all(int fd, Bytes bytes) {
+  while (bytes.size) {
+    ssize_t n = write(fd, bytes.data, bytes.size);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return -1;
+    bytes = {bytes.data + n, bytes.size - static_cast<size_t>(n)};
+  }
+  return 0;
+}
+
+// openRoot(path): a directory to stand at.
+napi_value open_root(napi_env env, napi_callback_info info) {
+  Args args(env, info, 1);
+  Name path;
+  args.name(0, path);
+  if (!args.ok()) return nullptr;
+  return outcome(env, open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+// openDirectory(dir, name)
+napi_value open_directory(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, openat(dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+}
+
+// openInRoot(root, path): follows symbolic links, all of them as if `root` were "/".
+napi_value open_in_root(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  Name path;
+  int root = static_cast<int>(args.integer(0));
+  args.name(1, path);
+  if (!args.ok()) return nullptr;
+  open_how how = {};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  return outcome(env, syscall(SYS_openat2, root, path, &how, sizeof how));
+}
+
+napi_value close_fd(napi_env env, napi_callback_info info) {
+  Args args(env, info, 1);
+  int fd = static_cast<int>(args.integer(0));
+  if (!args.ok()) return nullptr;
+  return outcome(env, close(fd));
+}
+
+// status(dir, name, results): mode, uid, gid, rdev, atime s, atime ns, mtime s, mtime ns. An empty name is dir itself.
+napi_value status(napi_env env, napi_callback_info info) {
+  Args args(env, info, 3);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  double *results = args.results(2, 8);
+  if (!args.ok()) return nullptr;
+  struct stat st;
+  if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)) return number(env, -errno);
+  const double values[] = {static_cast<double>(st.st_mode),         static_cast<double>(st.st_uid),
+                           static_cast<double>(st.st_gid),          static_cast<double>(st.st_rdev),
+                           static_cast<double>(st.st_atim.tv_sec),  static_cast<double>(st.st_atim.tv_nsec),
+                           static_cast<double>(st.st_mtim.tv_sec),  static_cast<double>(st.st_mtim.tv_nsec)};
+  memcpy(results, values, sizeof values);
+  return number(env, 0);
+}
+
+// readLink(dir, name): the target, or a number when there is none.
+napi_value read_link(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  Name name, target;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  ssize_t length = readlinkat(dir, name, target, sizeof target);
+  if (length < 0) return number(env, -errno);
+  napi_value text = nullptr;
+  napi_create_string_latin1(env, target, static_cast<size_t>(length), &text);
+  return text;
+}
+
+// makeDirectory(dir, name, mode)
+napi_value make_directory(napi_env env, napi_callback_info info) {
+  Args args(env, info, 3);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  mode_t mode = static_cast<mode_t>(args.integer(2));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, mkdirat(dir, name, mode));
+}
+
+// makeSymlink(dir, name, target)
+napi_value make_symlink(napi_env env, napi_callback_info info) {
+  Args args(env, info, 3);
+  Name name, target;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  args.name(2, target);
+  if (!args.ok()) return nullptr;
+  return outcome(env, symlinkat(target, dir, name));
+}
+
+// makeLink(targetDir, targetName, dir, name)
+napi_value make_link(napi_env env, napi_callback_info info) {
+  Args args(env, info, 4);
+  Name target, name;
+  int target_dir = static_cast<int>(args.integer(0)), dir = static_cast<int>(args.integer(2));
+  args.name(1, target);
+  args.name(3, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, linkat(target_dir, target, dir, name, 0));
+}
+
+// makeNode(dir, name, mode with type, major, minor)
+napi_value make_node(napi_env env, napi_callback_info info) {
+  Args args(env, info, 5);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  mode_t mode = static_cast<mode_t>(args.integer(2));
+  dev_t device = makedev(static_cast<unsigned>(args.integer(3)), static_cast<unsigned>(args.integer(4)));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, mknodat(dir, name, mode, device));
+}
+
+int create_at(int dir, const char *name) {
+  return openat(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600);
+}
+
+// Owner, mode and times of an open file, in the order that keeps setuid bits: chown clears them.
+int finish_fd(int fd, uid_t uid, gid_t gid, mode_t mode, const timespec times[2]) {
+  return fchown(fd, uid, gid) || fchmod(fd, mode) || futimens(fd, times) ? -1 : 0;
+}
+
+// createFile(dir, name): a descriptor for writing; the file must not exist.
+napi_value create_file(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, create_at(dir, name));
+}
+
+// writeFile(fd, bytes, start, end)
+napi_value write_file(napi_env env, napi_callback_info info) {
+  Args args(env, info, 4);
+  int fd = static_cast<int>(args.integer(0));
+  Bytes bytes = args.slice(1, 2, 3);
+  if (!args.ok()) return nullptr;
+  return outcome(env, write_all(fd, bytes));
+}
+
+// putFile(dir, name, bytes, start, end, uid, gid, mode, mtime s, mtime ns, atime s, atime ns): a small file's whole life.
+napi_value put_file(napi_env env, napi_callback_info info) {
+  Args args(env, info, 12);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  uid_t uid = static_cast<uid_t>(args.integer(5));
+  gid_t gid = static_cast<gid_t>(args.integer(6));
+  mode_t mode = static_cast<mode_t>(args.integer(7));
+  timespec times[2] = {time_at(args, 10), time_at(args, 8)};
+  args.name(1, name);
+  Bytes bytes = args.slice(2, 3, 4);
+  if (!args.ok()) return nullptr;
+  int fd = create_at(dir, name);
+  if (fd < 0) return number(env, -errno);
+  int error = write_all(fd, bytes) || finish_fd(fd, uid, gid, mode, times) ? errno : 0;
+  close(fd);
+  return number(env, -error);
+}
+
+// setOwner(dir, name, uid, gid)
+napi_value set_owner(napi_env env, napi_callback_info info) {
+  Args args(env, info, 4);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  uid_t uid = static_cast<uid_t>(args.integer(2));
+  gid_t gid = static_cast<gid_t>(args.integer(3));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, fchownat(dir, name, uid, gid, AT_SYMLINK_NOFOLLOW));
+}
+
+// setMode(dir, name, mode): never for a symbolic link, which it would follow.
+napi_value set_mode(napi_env env, napi_callback_info info) {
+  Args args(env, info, 3);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  mode_t mode = static_cast<mode_t>(args.integer(2));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, fchmodat(dir, name, mode, 0));
+}
+
+// setTimes(dir, name, mtime s, mtime ns, atime s, atime ns)
+napi_value set_times(napi_env env, napi_callback_info info) {
+  Args args(env, info, 6);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  timespec times[2] = {time_at(args, 4), time_at(args, 2)};
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, utimensat(dir, name, times, AT_SYMLINK_NOFOLLOW));
+}
+
+// There is no setxattrat in the kernels that we must run on; /proc/self/fd leads to the directory without a lookup.
+using ProcPath = char[kPath + 32];
+void proc_path(ProcPath &path, int dir, const char *name) {
+  snprintf(path, sizeof path, "/proc/self/fd/%d%s%s", dir, *name ? "/" : "", name);
+}
+
+// setXattr(dir, name, key, value). An empty name is dir itself.
+napi_value set_xattr(napi_env env, napi_callback_info info) {
+  Args args(env, info, 4);
+  Name name;
+  char key[256];
+  ProcPath path;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  args.name(2, key);
+  Bytes value = args.bytes(3);
+  if (!args.ok()) return nullptr;
+  proc_path(path, dir, name);
+  return outcome(env, *name ? lsetxattr(path, key, value.data, value.size, 0)
+                            : setxattr(path, key, value.data, value.size, 0));
+}
+
+// listXattrs(dir): the keys of a directory, joined by NUL bytes, or a number.
+napi_value list_xattrs(napi_env env, napi_callback_info info) {
+  Args args(env, info, 1);
+  static thread_local char keys[XATTR_LIST_MAX];
+  ProcPath path;
+  int dir = static_cast<int>(args.integer(0));
+  if (!args.ok()) return nullptr;
+  proc_path(path, dir, "");
+  ssize_t length = listxattr(path, keys, sizeof keys);
+  if (length < 0) return number(env, -errno);
+  napi_value text = nullptr;
+  napi_create_string_latin1(env, keys, static_cast<size_t>(length), &text);
+  return text;
+}
+
+// getXattr(dir, key, value): the value's length, or a negative errno.
+napi_value get_xattr(napi_env env, napi_callback_info info) {
+  Args args(env, info, 3);
+  char key[256];
+  ProcPath path;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, key);
+  Bytes value = args.bytes(2);
+  if (!args.ok()) return nullptr;
+  proc_path(path, dir, "");
+  return outcome(env, getxattr(path, key, value.data, value.size));
+}
+
+// Removes what is at name, whatever it is. Depth is bounded by the descriptors that the process may have.
+int remove_at(int dir, const char *name) {
+  if (!unlinkat(dir, name, 0)) return 0;
+  if (errno != EISDIR && errno != EPERM) return -1;
+  int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return -1;
+  DIR *entries = fdopendir(fd);
+  if (!entries) return close(fd), -1;
+  int result = 0;
+  while (!result) {
+    errno = 0;
+    const dirent *entry = readdir(entries);
+    if (!entry) {
+      result = errno ? -1 : 0;
+      break;
+    }
+    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
+    result = remove_at(dirfd(entries), entry->d_name);
+  }
+  int error = errno;
+  closedir(entries);
+  errno = error;
+  return result ? -1 : unlinkat(dir, name, AT_REMOVEDIR);
+}
+
+// removeTree(dir, name)
+napi_value remove_tree(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, remove_at(dir, name));
+}
+
+// ownUmask(): gives the calling thread a umask of its own, 0, so that modes are what they are asked to be.
+napi_value own_umask(napi_env env, napi_callback_info) {
+  if (unshare(CLONE_FS)) return number(env, -errno);
+  umask(0);
+  return number(env, 0);
+}
+
+}  // namespace
+
+void define_fsat(napi_env env, napi_value exports) {
+  define(env, exports, "openRoot", open_root);
+  define(env, exports, "openDirectory", open_directory);
+  define(env, exports, "openInRoot", open_in_root);
+  define(env, exports, "close", close_fd);
+  define(env, exports, "status", status);
+  define(env, exports, "readLink", read_link);
+  define(env, exports, "makeDirectory", make_directory);
+  define(env, exports, "makeSymlink", make_symlink);
+  define(env, exports, "makeLink", make_link);
+  define(env, exports, "makeNode", make_node);
+  define(env, exports, "createFile", create_file);
+  define(env, exports, "writeFile", write_file);
+  define(env, exports, "putFile", put_file);
+  define(env, exports, "setOwner", set_owner);
+  define(env, exports, "setMode", set_mode);
+  define(env, exports, "setTimes", set_times);
+  define(env, exports, "setXattr", set_xattr);
+  define(env, exports, "listXattrs", list_xattrs);
+  define(env, exports, "getXattr", get_xattr);
+  define(env, exports, "removeTree", remove_tree);
+  define(env, exports, "ownUmask", own_umask);
+}
+
+}  // namespace hawser

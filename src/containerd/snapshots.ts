@@ -1,0 +1,96 @@
+// Snapshots of the overlayfs snapshotter: prepared, committed and removed under a lease, and read from mounts.
+
+import { randomBytes } from "node:crypto";
+import type { MessageShape } from "@bufbuild/protobuf";
+import { PullError } from "../errors.ts";
+import type { Digest } from "../oci/digest.ts";
+import type { MountSchema } from "../proto/gen/containerd_pb.js";
+import type { Channel } from "./channel.ts";
+import type { PreparedSnapshot } from "./containerd.ts";
+import { leases, snapshots } from "./methods.ts";
+
+export const snapshotter = "overlayfs";
+
+type Mount = MessageShape<typeof MountSchema>;
+
+/** Who a call is for: the lease it is made under, and the namespace if it is not the channel's. */
+export interface Scope {
+  readonly lease?: string;
+  readonly namespace?: string;
+}
+
+/** True when a committed snapshot of this name exists; the lease then holds it, and through it its parents. */
+export async function holdSnapshot(channel: Channel, lease: string, chainID: Digest): Promise<boolean> {
+  try {
+    await channel.call(snapshots.stat, { snapshotter, key: chainID });
+    const resource = { id: chainID, type: `snapshots/${snapshotter}` };
+    await channel.call(leases.addResource, { id: lease, resource });
+    // It may have been collected between the two calls; once the lease holds it, it cannot be.
+    await channel.call(snapshots.stat, { snapshotter, key: chainID });
+    return true;
+  } catch (error) {
+    if (error instanceof PullError && error.code === "not_found") return false;
+    throw error;
+  }
+}
+
+/** Throws `exists` when the chainID is committed already (containerd then adds it to the lease). */
+export async function prepareSnapshot(
+  channel: Channel,
+  scope: Scope,
+  chainID: Digest,
+  parent: Digest | undefined,
+): Promise<PreparedSnapshot> {
+  const key = `extract-${process.hrtime.bigint() % 1_000_000_000n}-${randomBytes(3).toString("base64url")} ${chainID}`;
+  const labels = { "containerd.io/snapshot.ref": chainID };
+  const request = { snapshotter, key, parent: parent ?? "", labels };
+  const { mounts } = await channel.call(snapshots.prepare, request, scope);
+  const place = readMounts(mounts);
+  if (place) return { key, ...place };
+  await removeSnapshot(channel, scope, key);
+  throw new PullError(
+    "unsupported",
+    `overlayfs gave a mount of a kind that is not known: ${mounts[0]?.type}`,
+  );
+}
+
+/** `exists` counts as success: somebody else committed the same layer; our active snapshot is then removed. */
+export async function commitSnapshot(
+  channel: Channel,
+  scope: Scope,
+  key: string,
+  chainID: Digest,
+): Promise<void> {
+  const labels = { "containerd.io/snapshot.ref": chainID };
+  try {
+    await channel.call(snapshots.commit, { snapshotter, name: chainID, key, labels }, scope);
+  } catch (error) {
+    if (!(error instanceof PullError && error.code === "exists")) throw error;
+    await removeSnapshot(channel, scope, key);
+  }
+}
+
+/** Success when it is gone already. */
+export async function removeSnapshot(channel: Channel, scope: Scope, key: string): Promise<void> {
+  try {
+    await channel.call(snapshots.remove, { snapshotter, key }, scope);
+  } catch (error) {
+    if (!(error instanceof PullError && error.code === "not_found")) throw error;
+  }
+}
+
+/**
+ * Directories behind what overlayfs answers (reference 3.3): a bind mount when there is one directory, else overlay
+ * with options in an order that differs between versions. Undefined for anything else.
+ */
+export function readMounts(mounts: readonly Mount[]): Omit<PreparedSnapshot, "key"> | undefined {
+  const [mount, ...others] = mounts;
+  if (mount === undefined || others.length > 0) return undefined;
+  if (mount.type === "bind") return { upperdir: mount.source, lowerdirs: [] };
+  if (mount.type !== "overlay" || mount.options.includes("userxattr")) return undefined;
+  const option = (name: string): string | undefined =>
+    mount.options.find((text) => text.startsWith(`${name}=`))?.slice(name.length + 1);
+  const upperdir = option("upperdir");
+  const lowerdirs = option("lowerdir")?.split(":") ?? [];
+  return upperdir === undefined ? undefined : { upperdir, lowerdirs };
+}

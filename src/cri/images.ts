@@ -1,0 +1,184 @@
+// PullImage: what is accelerated, what is delegated to containerd, and what the caller is told.
+//
+// An accelerated pull brings everything into place and then makes the caller's own call to containerd while that is
+// held: containerd finds all of it, applies its own policy and writes its own records, and its answer is ours. Whatever
+// goes wrong on our side is followed by the very same call, so the caller never sees an error that containerd would
+// not have given (DESIGN 6). This file never reads a registry and never stores anything.
+
+import { fromBinary } from "@bufbuild/protobuf";
+import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
+import type { PullError } from "../errors.ts";
+import { parseReference } from "../oci/reference.ts";
+import { type AuthConfig, type PullImageRequest, PullImageRequestSchema } from "../proto/gen/cri_pb.js";
+import type { Pulled } from "../pull/pull.ts";
+import type { Credentials } from "../registry/registry.ts";
+import { type Answer, ask, type Forward, type Incoming } from "./forward.ts";
+
+/** Why a pull was left to containerd: a word for metrics and, where there is more to say, a sentence for people. */
+export interface Delegation {
+  readonly reason: string;
+  readonly detail: string;
+}
+
+export interface PullHandlerOptions {
+  readonly forward: Forward;
+  /** Why no pull may be accelerated now (pass-through), or why this one may not; undefined when it may. */
+  readonly ineligible: (request: PullImageRequest) => Delegation | undefined;
+  readonly pull: (
+    reference: string,
+    credentials: Credentials | undefined,
+    signal: AbortSignal,
+  ) => Promise<Pulled>;
+  /** `fallback.enabled`: failures of ours are delegated, not returned. */
+  readonly fallback: boolean;
+  /** Told once per call, when the answer is known. */
+  readonly done: (outcome: PullOutcome) => void;
+  readonly registered: (seconds: number) => void;
+}
+
+export interface PullOutcome {
+  readonly reference: string;
+  readonly path: "accelerated" | "delegated";
+  readonly result: "ok" | "refused" | "cancelled" | "error";
+  readonly seconds: number;
+  readonly delegation?: Delegation;
+  /** The message of the error that the caller was given. */
+  readonly error?: string;
+}
+
+export type PullHandler = (incoming: Incoming, signal: AbortSignal) => Promise<Answer>;
+
+/** The handler rejects with a ServiceError: containerd's own in nearly every case. */
+export function createPullHandler(options: PullHandlerOptions): PullHandler {
+  return async (incoming, signal) => {
+    const attempt = new Attempt(options, incoming, signal);
+    return await attempt.run();
+  };
+}
+
+class Attempt {
+  readonly #options: PullHandlerOptions;
+  readonly #incoming: Incoming;
+  readonly #signal: AbortSignal;
+  readonly #began = performance.now();
+  #reference = "";
+  #delegation: Delegation | undefined;
+
+  constructor(options: PullHandlerOptions, incoming: Incoming, signal: AbortSignal) {
+    this.#options = options;
+    this.#incoming = incoming;
+    this.#signal = signal;
+  }
+
+  async run(): Promise<Answer> {
+    try {
+      const answer = await this.#answer();
+      this.#done("ok");
+      return answer;
+    } catch (error) {
+      const failure = error as ServiceError;
+      const cancelled = this.#signal.aborted || failure.code === status.CANCELLED;
+      this.#done(cancelled ? "cancelled" : failure instanceof Refusal ? "refused" : "error", failure.details);
+      throw failure;
+    }
+  }
+
+  async #answer(): Promise<Answer> {
+    const request = decode(this.#incoming.request);
+    if (request === undefined)
+      return await this.#delegate({ reason: "undecodable", detail: "not a PullImageRequest" });
+    this.#reference = request.image?.image ?? "";
+    const ineligible = this.#options.ineligible(request);
+    if (ineligible) return await this.#delegate(ineligible);
+    await using pulled = await this.#options.pull(this.#reference, credentials(request.auth), this.#signal);
+    if (pulled.failure) return await this.#failed(pulled.failure);
+    const began = performance.now();
+    const answer = await this.#ask();
+    this.#options.registered((performance.now() - began) / 1000);
+    return answer;
+  }
+
+  async #failed(failure: PullError): Promise<Answer> {
+    if (this.#signal.aborted) throw new Refusal(status.CANCELLED, "context canceled");
+    if (failure.code === "refused" && failure.credentialsSent) {
+      const name = JSON.stringify(parseReference(this.#reference).name);
+      const prefix = `failed to pull and unpack image ${name}: failed to resolve reference ${name}`;
+      throw new Refusal(status.UNKNOWN, `${prefix}: ${failure.message}`);
+    }
+    if (!this.#options.fallback) throw new Refusal(codeOf(failure), failure.message);
+    return await this.#delegate({ reason: failure.code, detail: failure.message });
+  }
+
+  async #delegate(delegation: Delegation): Promise<Answer> {
+    this.#delegation = delegation;
+    return await this.#ask();
+  }
+
+  async #ask(): Promise<Answer> {
+    return await ask(this.#incoming, this.#options.forward, this.#signal);
+  }
+
+  #done(result: PullOutcome["result"], error?: string): void {
+    const seconds = (performance.now() - this.#began) / 1000;
+    this.#options.done({
+      reference: this.#reference,
+      path: this.#delegation ? "delegated" : "accelerated",
+      result,
+      seconds,
+      ...(this.#delegation && { delegation: this.#delegation }),
+      ...(error !== undefined && { error }),
+    });
+  }
+}
+
+/** An answer of ours that is an error. */
+class Refusal extends Error implements ServiceError {
+  readonly code: status;
+  readonly details: string;
+  readonly metadata = new Metadata();
+
+  constructor(code: status, details: string) {
+    super(details);
+    this.code = code;
+    this.details = details;
+  }
+}
+
+function decode(bytes: Buffer): PullImageRequest | undefined {
+  try {
+    return fromBinary(PullImageRequestSchema, bytes);
+  } catch {
+    return undefined;
+  }
+}
+
+function credentials(auth: AuthConfig | undefined): Credentials | undefined {
+  if (auth === undefined) return undefined;
+  const { username, password, serverAddress, identityToken } = auth;
+  return { username, password, auth: auth.auth, serverAddress, identityToken };
+}
+
+function codeOf(failure: PullError): status {
+  switch (failure.code) {
+    case "invalid":
+      return status.INVALID_ARGUMENT;
+    case "not_found":
+      return status.NOT_FOUND;
+    case "unavailable":
+      return status.UNAVAILABLE;
+    case "slow":
+      return status.DEADLINE_EXCEEDED;
+    case "corrupt":
+      return status.DATA_LOSS;
+    case "unsupported":
+      return status.UNIMPLEMENTED;
+    case "exhausted":
+      return status.RESOURCE_EXHAUSTED;
+    case "cancelled":
+      return status.CANCELLED;
+    case "refused":
+    case "exists":
+    case "internal":
+      return status.UNKNOWN;
+  }
+}

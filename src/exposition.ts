@@ -1,0 +1,52 @@
+// The metrics endpoint: /metrics for Prometheus and /healthz for probes, over plain http, and nothing else.
+
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { PullError } from "./errors.ts";
+import type { Metrics } from "./metrics.ts";
+
+export interface Exposition {
+  readonly port: number;
+  close(): Promise<void>;
+}
+
+/** Throws `invalid` when the address cannot be listened on. */
+export async function expose(metrics: Metrics, host: string, port: number): Promise<Exposition> {
+  const server = createServer({ maxHeaderSize: 16 * 1024, requestTimeout: 10_000 }, (request, response) => {
+    void answer(metrics, request, response);
+  });
+  server.maxConnections = 64;
+  await listen(server, host, port);
+  const address = server.address();
+  return {
+    port: typeof address === "object" && address !== null ? address.port : port,
+    close: async () => {
+      await new Promise<void>((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      });
+    },
+  };
+}
+
+async function answer(metrics: Metrics, request: IncomingMessage, response: ServerResponse): Promise<void> {
+  const path = request.url?.split("?", 1)[0];
+  if (request.method !== "GET" && request.method !== "HEAD") {
+    response.writeHead(405, { allow: "GET, HEAD" }).end();
+  } else if (path === "/metrics") {
+    const text = await metrics.registry.metrics();
+    response.writeHead(200, { "content-type": metrics.registry.contentType }).end(text);
+  } else if (path === "/healthz") {
+    response.writeHead(200, { "content-type": "text/plain" }).end("ok\n");
+  } else {
+    response.writeHead(404).end();
+  }
+}
+
+async function listen(server: Server, host: string, port: number): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", (error) => {
+      reject(new PullError("invalid", `metrics.listen: cannot listen on ${host}:${port}: ${error.message}`));
+    });
+    server.listen(port, host, resolve);
+  });
+}

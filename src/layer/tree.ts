@@ -1,0 +1,225 @@
+// The tree below a layer's root: paths of the archive are walked here, one component at a time, on directory
+// descriptors, so that nothing can leave the root.
+//
+// Symbolic links that this layer has made are followed as if the root were "/", and ".." stops at the root; parents
+// that are missing are made and remembered as implicit. Descriptors of directories are kept, since archives list a
+// directory's entries one after another, and dropped whenever something is removed, since a path may then lead elsewhere.
+
+import { constants } from "node:os";
+import { PullError } from "../errors.ts";
+import type { Binding } from "../native.ts";
+import { corrupt } from "./header.ts";
+import type { ImplicitDirectory } from "./layer.ts";
+
+/** An open directory of the tree. */
+export interface Directory {
+  readonly fd: number;
+  /** Where it really is: components below the root, joined by "/", empty for the root. */
+  readonly path: string;
+}
+
+/** What is at a name. A whiteout is a character device 0:0. */
+export type Kind = "absent" | "directory" | "symlink" | "file" | "other" | "whiteout";
+
+/** Most symbolic links on one path, as in the kernel. */
+const linksMax = 40;
+/** Directories that one layer keeps open from entry to entry. */
+const openMax = 256;
+
+const { EEXIST, ELOOP, ENOENT, ENOTDIR } = constants.errno;
+const fileTypes = { mask: 0o170000, directory: 0o040000, symlink: 0o120000, file: 0o100000, char: 0o020000 };
+
+export class Tree implements Disposable {
+  readonly #native: Binding;
+  readonly #root: Directory;
+  /** By real path. */
+  readonly #open = new Map<string, Directory>();
+  /** By the archive's own path; emptied together with #open. */
+  readonly #resolved = new Map<string, Directory>();
+  /** Implicit directories by real path; true once the archive has named them. */
+  readonly #implicit = new Map<string, boolean>();
+  readonly #stat = new Float64Array(8);
+
+  /** Throws `internal` when the root cannot be opened. */
+  constructor(native: Binding, root: string) {
+    this.#native = native;
+    const fd = native.openRoot(Buffer.from(root).toString("latin1"));
+    if (fd < 0) throw systemError(fd, "opening the staging directory");
+    this.#root = { fd, path: "" };
+  }
+
+  get root(): Directory {
+    return this.#root;
+  }
+
+  get implicitDirectories(): ImplicitDirectory[] {
+    return [...this.#implicit].map(([path, named]) => ({ path, named }));
+  }
+
+  [Symbol.dispose](): void {
+    this.#closeAll();
+    this.#native.close(this.#root.fd);
+  }
+
+  /**
+   * The directory that an archive's path leads to. Missing directories are made if `make`; else, and where something
+   * other than a directory is in the way, it throws `corrupt`.
+   */
+  directory(path: string, make: boolean): Directory {
+    if (path === "") return this.#root;
+    const known = this.#resolved.get(path);
+    if (known) return known;
+    const found = this.#walk(path, make);
+    this.#resolved.set(path, found);
+    return found;
+  }
+
+  /** Between two entries, when no directory is in use: lets go of descriptors once there are many. */
+  trim(): void {
+    if (this.#open.size >= openMax) this.#closeAll();
+  }
+
+  kind(at: Directory, name: string): Kind {
+    const status = this.#native.status(at.fd, name, this.#stat);
+    if (status === -ENOENT) return "absent";
+    if (status < 0) throw systemError(status, "looking at an entry");
+    switch ((this.#stat[0] ?? 0) & fileTypes.mask) {
+      case fileTypes.directory:
+        return "directory";
+      case fileTypes.symlink:
+        return "symlink";
+      case fileTypes.file:
+        return "file";
+      case fileTypes.char:
+        return this.#stat[3] === 0 ? "whiteout" : "other";
+      default:
+        return "other";
+    }
+  }
+
+  /** Removes what is there, with all below it, and forgets whatever was known of paths. */
+  remove(at: Directory, name: string): void {
+    this.#closeOthers(at);
+    check(this.#native.removeTree(at.fd, name), "removing an entry that is replaced");
+    const path = pathOf(at, name);
+    for (const implicit of this.#implicit.keys()) {
+      if (implicit === path || implicit.startsWith(`${path}/`)) this.#implicit.delete(implicit);
+    }
+  }
+
+  /** The archive names this directory itself. */
+  named(path: string): void {
+    if (this.#implicit.has(path)) this.#implicit.set(path, true);
+  }
+
+  #walk(path: string, make: boolean): Directory {
+    const pending = path.split("/").toReversed();
+    let links = 0;
+    let current = this.#root;
+    for (let name = pending.pop(); name !== undefined; name = pending.pop()) {
+      if (name === "" || name === ".") continue;
+      if (name === "..") {
+        current = this.#real(parentOf(current.path));
+        continue;
+      }
+      const next = this.#enter(current, name, make);
+      if (typeof next !== "string") {
+        current = next;
+        continue;
+      }
+      links += 1;
+      if (links > linksMax) throw corrupt(`a path through too many symbolic links: ${JSON.stringify(path)}`);
+      if (next.startsWith("/")) current = this.#root;
+      pending.push(...next.split("/").toReversed());
+    }
+    return current;
+  }
+
+  /** A directory whose path has no links in it. */
+  #real(path: string): Directory {
+    let current = this.#root;
+    for (const name of path.split("/")) {
+      if (name === "") continue;
+      const next = this.#enter(current, name, false);
+      if (typeof next === "string") throw new PullError("internal", "a real path leads through a link");
+      current = next;
+    }
+    return current;
+  }
+
+  /** The directory of this name, or the target of the symbolic link that is there instead. */
+  #enter(at: Directory, name: string, make: boolean): Directory | string {
+    const path = pathOf(at, name);
+    const known = this.#open.get(path);
+    if (known) return known;
+    let fd = this.#native.openDirectory(at.fd, name);
+    if (fd === -ENOENT && make) fd = this.#makeImplicit(at, name);
+    if (fd === -ENOTDIR || fd === -ELOOP) {
+      const target = this.#native.readLink(at.fd, name);
+      if (typeof target === "string") return target;
+      if (!make || this.kind(at, name) !== "whiteout") {
+        throw corrupt(`an entry below ${JSON.stringify(path)}, which is not a directory`);
+      }
+      // The spec hides what lies below a whiteout and shows what the same layer puts there: an opaque directory.
+      check(this.#native.removeTree(at.fd, name), "replacing a whiteout");
+      fd = this.#makeImplicit(at, name);
+      this.#implicit.delete(path);
+      this.makeOpaque(at, name);
+    }
+    if (fd < 0) throw systemError(fd, `entering ${JSON.stringify(path)}`);
+    return this.#keep({ fd, path });
+  }
+
+  /** Hides what lower layers have in this directory (kernel documentation, filesystems/overlayfs, "opaque directories"). */
+  makeOpaque(at: Directory, name: string): void {
+    const status = this.#native.setXattr(at.fd, name, "trusted.overlay.opaque", Buffer.from("y"));
+    check(status, "making a directory opaque");
+  }
+
+  #makeImplicit(at: Directory, name: string): number {
+    const made = this.#native.makeDirectory(at.fd, name, 0o755);
+    if (made < 0 && made !== -EEXIST) return made;
+    this.#implicit.set(pathOf(at, name), false);
+    return this.#native.openDirectory(at.fd, name);
+  }
+
+  #keep(directory: Directory): Directory {
+    this.#open.set(directory.path, directory);
+    return directory;
+  }
+
+  #closeAll(): void {
+    for (const { fd } of this.#open.values()) this.#native.close(fd);
+    this.#open.clear();
+    this.#resolved.clear();
+  }
+
+  /** All but one, which the caller is about to use. */
+  #closeOthers(kept: Directory): void {
+    if (this.#open.get(kept.path) === kept) this.#open.delete(kept.path);
+    this.#closeAll();
+    if (kept !== this.#root) this.#open.set(kept.path, kept);
+  }
+}
+
+export function pathOf(at: Directory, name: string): string {
+  return at.path === "" ? name : `${at.path}/${name}`;
+}
+
+function parentOf(path: string): string {
+  return path.slice(0, Math.max(0, path.lastIndexOf("/")));
+}
+
+export function check(status: number, doing: string): void {
+  if (status < 0) throw systemError(status, doing);
+}
+
+const names = new Map(Object.entries(constants.errno).map(([name, value]) => [-value, name]));
+
+/** A negative errno in our words. Full disks and inode tables are `exhausted`; the rest is what the archive asked for. */
+export function systemError(status: number, doing: string): PullError {
+  const name = names.get(status) ?? String(status);
+  const full =
+    name === "ENOSPC" || name === "EDQUOT" || name === "EMFILE" || name === "ENFILE" || name === "ENOMEM";
+  return new PullError(full ? "exhausted" : "corrupt", `${doing}: ${name}`);
+}

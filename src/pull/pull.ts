@@ -1,0 +1,158 @@
+// The face of the pull room: a reference goes in; what comes out is the promise that containerd has everything.
+//
+// Work is shared node-wide: one pull per reference and credential, one download per digest, one unpack per chainID.
+// Everything that a pull makes is held by shares and leases that are given back when the last holder is done. This
+// room never answers a CRI call, never writes image records, and never keeps a credential longer than its pull.
+
+import { createHash } from "node:crypto";
+import type { Containerd, ContainerdFacts } from "../containerd/containerd.ts";
+import { PullError } from "../errors.ts";
+import type { LayerEngine, LayerLimits } from "../layer/layer.ts";
+import { parseReference, type Reference } from "../oci/reference.ts";
+import type { Credentials, Registry } from "../registry/registry.ts";
+import { Image } from "./image.ts";
+import { whileNotAborted } from "./layer.ts";
+import { type Share, Sharing } from "./sharing.ts";
+import type { Site } from "./site.ts";
+import { Work } from "./work.ts";
+
+export type Stage = "resolve" | "download" | "unpack" | "commit";
+
+/** What a pull tells of itself, for metrics and log. */
+export interface PullEvents {
+  stage(stage: Stage, seconds: number): void;
+  unpacked(bytes: number): void;
+  inFlight(what: "downloads" | "unpacks", count: number): void;
+  /** Something failed after the answer was given: kept layers that could not be adopted, a lease not deleted. */
+  warn(error: PullError): void;
+}
+
+export interface PullLimits {
+  readonly downloadsMax: number;
+  readonly downloadsPerImageMax: number;
+  readonly downloadsPerHostMax: number;
+  /** Overrides of `downloadsPerHostMax`, by host:port. */
+  readonly hosts: ReadonlyMap<string, number>;
+  readonly unpacksMax: number;
+  readonly unpacksPerImageMax: number;
+  readonly layer: LayerLimits;
+}
+
+export interface PullerOptions {
+  readonly containerd: Containerd;
+  readonly registry: Registry;
+  readonly engine: LayerEngine;
+  readonly limits: PullLimits;
+  /** Whether layer blobs go into the content store: `content.keep_layers`, or what containerd does. */
+  readonly keepLayers: (facts: ContainerdFacts) => boolean;
+  readonly events: PullEvents;
+}
+
+/** A pull's result: while it is held, everything is protected from garbage collection. */
+export interface Pulled extends AsyncDisposable {
+  /**
+   * Why not everything is in place, or undefined. What was finished before the failure stays protected as well, so
+   * that containerd's own attempt, made while this is held, need not do it again.
+   */
+  readonly failure: PullError | undefined;
+}
+
+export interface Puller {
+  /**
+   * Fetches and unpacks all that is missing, so that containerd's own PullImage of the same reference with the same
+   * credentials only has to look. Never rejects. Disposing returns at once; adoption of kept layers and the deletion
+   * of the lease go on behind it. Aborting ends the caller's wait, and the work too when nobody else wants it.
+   */
+  pull(
+    reference: string,
+    site: Site,
+    credentials: Credentials | undefined,
+    signal: AbortSignal,
+  ): Promise<Pulled>;
+  /** Waits for the work that goes on after answers. */
+  settle(): Promise<void>;
+}
+
+export function createPuller(options: PullerOptions): Puller {
+  return new NodePuller(options);
+}
+
+class NodePuller implements Puller {
+  readonly #options: PullerOptions;
+  readonly #work: Work;
+  readonly #images = new Sharing<Image>();
+  readonly #afterwards = new Set<Promise<void>>();
+  #pulls = 0;
+
+  constructor(options: PullerOptions) {
+    this.#options = options;
+    this.#work = new Work(options.engine, options.limits, options.events);
+  }
+
+  async pull(
+    text: string,
+    site: Site,
+    credentials: Credentials | undefined,
+    signal: AbortSignal,
+  ): Promise<Pulled> {
+    let share: Share<Image> | undefined;
+    let failure: PullError | undefined;
+    try {
+      const reference = parseReference(text);
+      share = this.#join(reference, site, credentials);
+      failure = (await whileNotAborted(share.result, signal)).failure;
+    } catch (error) {
+      failure = PullError.from(error);
+    }
+    return {
+      failure,
+      [Symbol.asyncDispose]: async () => {
+        if (share) this.#later(share[Symbol.asyncDispose]());
+      },
+    };
+  }
+
+  async settle(): Promise<void> {
+    while (this.#afterwards.size > 0) await Promise.all(this.#afterwards);
+  }
+
+  #join(reference: Reference, site: Site, credentials: Credentials | undefined): Share<Image> {
+    const { containerd, registry, keepLayers, events } = this.#options;
+    return this.#images.join(shareKey(reference, credentials), async (signal) => {
+      this.#pulls += 1;
+      return await Image.pull(
+        {
+          reference,
+          name: `pull ${this.#pulls}`,
+          site,
+          containerd,
+          repository: registry.repository(reference, credentials),
+          work: this.#work,
+          keepLayers: keepLayers(site.facts),
+          events,
+        },
+        signal,
+      );
+    });
+  }
+
+  #later(work: PromiseLike<void>): void {
+    const watched = async (): Promise<void> => {
+      try {
+        await work;
+      } catch (error) {
+        this.#options.events.warn(PullError.from(error));
+      } finally {
+        this.#afterwards.delete(promise);
+      }
+    };
+    const promise = watched();
+    this.#afterwards.add(promise);
+  }
+}
+
+/** Equal for equal references with equal credentials; the credentials are in it only as a hash. */
+function shareKey(reference: Reference, credentials: Credentials | undefined): string {
+  const secret = createHash("sha256").update(JSON.stringify(credentials ?? null));
+  return `${reference.name} ${secret.digest("hex")}`;
+}

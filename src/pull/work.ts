@@ -1,0 +1,130 @@
+// The work of this node that pulls share: one download per digest, one unpack per chainID, and the limits on both.
+
+import { join } from "node:path";
+import type { LayerEngine } from "../layer/layer.ts";
+import type { Repository, RequestPermits } from "../registry/registry.ts";
+import { Blob } from "./blob.ts";
+import { Layer, type LayerOptions } from "./layer.ts";
+import type { LeaseShare } from "./lease.ts";
+import { type Limit, Permits } from "./permits.ts";
+import type { PlannedLayer } from "./plan.ts";
+import type { PullEvents, PullLimits } from "./pull.ts";
+import { type Share, Sharing } from "./sharing.ts";
+import type { Site } from "./site.ts";
+
+/** What an image brings along when it asks for one of its layers. */
+export interface LayerRequest {
+  readonly layer: PlannedLayer;
+  /** 0 is the bottom layer. Lower layers are more urgent, since the chain is committed bottom up. */
+  readonly index: number;
+  readonly parent: LayerOptions["parent"];
+  /** Name under which the limits per image are counted. */
+  readonly image: string;
+  readonly repository: Repository;
+  readonly lease: LeaseShare;
+  readonly site: Site;
+}
+
+export class Work {
+  readonly #engine: LayerEngine;
+  readonly #limits: PullLimits;
+  readonly #events: PullEvents;
+  readonly #permits = new Permits();
+  readonly #layers = new Sharing<Layer>();
+  readonly #blobs = new Sharing<Blob>();
+  /** Numbers the paths in staging and spool, so that two attempts at the same thing never meet. */
+  #attempts = 0;
+
+  constructor(engine: LayerEngine, limits: PullLimits, events: PullEvents) {
+    this.#engine = engine;
+    this.#limits = limits;
+    this.#events = events;
+  }
+
+  /** Joins or starts the work that ends in this layer's committed snapshot. */
+  layer(request: LayerRequest): Share<Layer> {
+    const { layer, parent, site } = request;
+    return this.#layers.join(layer.chainID, (signal) =>
+      Layer.make(
+        {
+          ...layer,
+          parent,
+          engine: this.#engine,
+          limits: this.#limits.layer,
+          lease: request.lease.share(),
+          blob: this.#blob(request),
+          worker: (until) => this.#worker(request, until),
+          staging: this.#path(site.instance.staging),
+          unpacked: (unpacked) => {
+            this.#events.stage("unpack", unpacked.elapsedMs / 1000);
+            this.#events.unpacked(unpacked.bytes);
+          },
+          committed: (seconds) => this.#events.stage("commit", seconds),
+        },
+        signal,
+      ),
+    );
+  }
+
+  #blob(request: LayerRequest): Share<Blob> {
+    const { descriptor } = request.layer;
+    return this.#blobs.join(descriptor.digest, (signal) =>
+      Blob.start(
+        {
+          descriptor,
+          repository: request.repository,
+          permits: this.#requests(request),
+          lease: request.lease.share(),
+          file: this.#path(request.site.instance.spool),
+          warn: (error) => this.#events.warn(error),
+          downloaded: (seconds) => this.#events.stage("download", seconds),
+        },
+        signal,
+      ),
+    );
+  }
+
+  #requests({ image, index }: LayerRequest): RequestPermits {
+    const limits = this.#limits;
+    return {
+      acquire: async (host, signal) => {
+        const counted: Limit[] = [
+          { name: "downloads", max: limits.downloadsMax },
+          { name: `downloads of ${image}`, max: limits.downloadsPerImageMax },
+          { name: `downloads from ${host}`, max: limits.hosts.get(host) ?? limits.downloadsPerHostMax },
+        ];
+        return await this.#permit("downloads", counted, index, signal);
+      },
+    };
+  }
+
+  async #worker({ image, index }: LayerRequest, signal: AbortSignal): Promise<Disposable> {
+    const counted: Limit[] = [
+      { name: "unpacks", max: this.#limits.unpacksMax },
+      { name: `unpacks of ${image}`, max: this.#limits.unpacksPerImageMax },
+    ];
+    return await this.#permit("unpacks", counted, index, signal);
+  }
+
+  async #permit(
+    what: "downloads" | "unpacks",
+    limits: readonly Limit[],
+    urgency: number,
+    signal: AbortSignal,
+  ): Promise<Disposable> {
+    const permit = await this.#permits.acquire(limits, urgency, signal);
+    const report = (): void => this.#events.inFlight(what, this.#permits.count(what));
+    report();
+    return {
+      [Symbol.dispose]: () => {
+        permit[Symbol.dispose]();
+        report();
+      },
+    };
+  }
+
+  #path(folder: string): string {
+    this.#attempts += 1;
+    return join(folder, String(this.#attempts));
+  }
+}

@@ -1,0 +1,100 @@
+// Instances: the dead are told from the living by the kernel, and only what belongs to the dead is swept.
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import type { Containerd, ContainerdFacts } from "../../src/containerd/containerd.ts";
+import { createInstance, instanceLabel } from "../../src/pull/instance.ts";
+
+let root = "";
+let facts: ContainerdFacts;
+
+beforeEach(async () => {
+  // Deep enough that a socket addressed by its full path would exceed the kernel's 107 bytes.
+  root = await mkdtemp(join(tmpdir(), "instance-"));
+  const deep = join(root, "a".repeat(60), "b".repeat(60));
+  await mkdir(deep, { recursive: true });
+  facts = {
+    version: "1.6.20",
+    contentRoot: join(deep, "io.containerd.content.v1.content"),
+    snapshotterRoot: join(deep, "io.containerd.snapshotter.v1.overlayfs"),
+    snapshotter: "overlayfs",
+    registryConfigPath: [],
+    discardUnpackedLayers: false,
+    unfit: undefined,
+  };
+});
+
+afterEach(async () => {
+  await rm(root, { recursive: true });
+});
+
+/** A containerd with one lease for each of these instances; what the sweep calls dead is taken away. */
+function containerdWithLeases(ids: string[]): Containerd {
+  return {
+    sweepLeases: async (label: string, isDead: (id: string) => Promise<boolean>) => {
+      expect(label).toBe(instanceLabel);
+      let swept = 0;
+      for (const id of [...ids]) {
+        if (!(await isDead(id))) continue;
+        ids.splice(ids.indexOf(id), 1);
+        swept += 1;
+      }
+      return swept;
+    },
+  } as Containerd;
+}
+
+/** Another process that holds an instance open; its id comes back. */
+async function startOther(): Promise<{ readonly id: string; readonly process: ChildProcess }> {
+  const script = `
+    const { createInstance } = await import(process.argv[1]);
+    const instance = await createInstance(JSON.parse(process.argv[2]));
+    process.stdout.write(instance.id);
+    setInterval(() => {}, 1000);`;
+  const module = new URL("../../dist/pull/instance.js", import.meta.url).href;
+  const child = spawn(
+    process.execPath,
+    ["--input-type=module", "-e", script, module, JSON.stringify(facts)],
+    {
+      stdio: ["ignore", "pipe", "inherit"],
+    },
+  );
+  const [id] = await once(child.stdout, "data");
+  return { id: String(id), process: child };
+}
+
+async function left(): Promise<string[]> {
+  const all = await readdir(root, { recursive: true });
+  return all.filter((name) => /\/io\.hawser\/(?:.*\/)?[0-9a-f]{16}/.test(name)).sort();
+}
+
+test("what a killed instance left is swept; what a living one holds is not", async () => {
+  const [living, killed] = [await startOther(), await startOther()];
+  try {
+    killed.process.kill("SIGKILL");
+    await once(killed.process, "exit");
+    await using own = await createInstance(facts);
+    const leases = [own.id, living.id, killed.id];
+    await writeFile(join(own.staging, "..", killed.id, "file"), "left over");
+    expect(await own.sweep(containerdWithLeases(leases))).toBe(1);
+    expect(leases).toEqual([own.id, living.id]);
+    const names = (await left()).join("\n");
+    expect(names).toContain(own.id);
+    expect(names).toContain(living.id);
+    expect(names).not.toContain(killed.id);
+  } finally {
+    living.process.kill("SIGKILL");
+    await once(living.process, "exit");
+  }
+});
+
+test("an instance that ends properly leaves nothing", async () => {
+  const instance = await createInstance(facts);
+  expect(await left()).toHaveLength(3);
+  await instance[Symbol.asyncDispose]();
+  expect(await left()).toEqual([]);
+});
