@@ -13,11 +13,14 @@ export interface LogOptions {
 /** Keys whose values never reach the log, at the top and one level down. */
 const secrets = ["authorization", "auth", "password", "token", "identityToken", "registryToken"];
 
-export function createLog(options: LogOptions, stream: DestinationStream = destination({ fd: 2, sync: true })): Log {
+export function createLog(
+  options: LogOptions,
+  stream: DestinationStream = destination({ fd: 2, sync: true }),
+): Log {
   return pino(
     {
       level: options.level,
-      base: undefined,
+      base: null,
       redact: { paths: secrets.flatMap((key) => [key, `*.${key}`]), censor: "[redacted]" },
       timestamp: () => `,"time":"${new Date().toISOString()}"`,
       formatters: { level: (label) => ({ level: label }) },
@@ -28,10 +31,14 @@ export function createLog(options: LogOptions, stream: DestinationStream = desti
 
 /** `TIME LEVEL message key=value …`, for a person at a terminal or in the journal. */
 function readable(line: string): string {
-  const { time, level, msg, ...rest } = JSON.parse(line) as Record<string, unknown>;
+  const { time, level, msg, ...rest } = JSON.parse(line) as Record<string, unknown> & {
+    time: string;
+    level: string;
+    msg?: string;
+  };
   const pairs = Object.entries(rest).map(([key, value]) => {
     const text = typeof value === "string" ? value : JSON.stringify(value);
     return ` ${key}=${/[\s"=]/.test(text) ? JSON.stringify(text) : text}`;
   });
-  return `${String(time)} ${String(level).padEnd(5)} ${String(msg ?? "")}${pairs.join("")}\n`;
+  return `${time} ${level.padEnd(5)} ${msg ?? ""}${pairs.join("")}\n`;
 }

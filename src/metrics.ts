@@ -1,6 +1,6 @@
 // Every metric of Hawser, in one list. Names and labels are an interface for dashboards: add, do not rename.
 
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 export type Metrics = ReturnType<typeof createMetrics>;
 

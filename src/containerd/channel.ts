@@ -110,7 +110,7 @@ export class Channel {
     return this.#client.makeServerStreamRequest(path, identity, identity, request, metadata, options);
   }
 
-  /** Calls back with each change between connected and not, at once with what is so now; keeps the channel connected. */
+  /** Calls back with each change between connected and not, once the first attempt to connect has ended; keeps the channel connected. */
   watch(listener: (connected: boolean) => void): Disposable {
     const channel = this.#client.getChannel();
     let stopped = false;
@@ -119,7 +119,9 @@ export class Channel {
       if (stopped) return;
       const state = channel.getConnectivityState(true);
       const connected = state === connectivityState.READY;
-      if (connected !== told) {
+      // On its way to the first connection nothing is known yet, and there is nothing to tell.
+      const isKnown = connected || told !== undefined || state === connectivityState.TRANSIENT_FAILURE;
+      if (isKnown && connected !== told) {
         told = connected;
         listener(connected);
       }

@@ -80,7 +80,7 @@ export interface Containerd {
     metadata: Metadata,
     options: CallOptions,
   ): ClientReadableStream<Buffer>;
-  /** Calls back on each change between connected and not, at once with the present state. */
+  /** Calls back once it is known whether containerd can be reached, and on each change. */
   watch(listener: (connected: boolean) => void): Disposable;
   close(): void;
 }

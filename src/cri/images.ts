@@ -31,7 +31,8 @@ export interface PullHandlerOptions {
   ) => Promise<Pulled>;
   /** `fallback.enabled`: failures of ours are delegated, not returned. */
   readonly fallback: boolean;
-  /** Told once per call, when the answer is known. */
+  /** Told when a call comes in, and once more when its answer is known. */
+  readonly started: () => void;
   readonly done: (outcome: PullOutcome) => void;
   readonly registered: (seconds: number) => void;
 }
@@ -71,6 +72,7 @@ class Attempt {
   }
 
   async run(): Promise<Answer> {
+    this.#options.started();
     try {
       const answer = await this.#answer();
       this.#done("ok");

@@ -157,18 +157,22 @@ class HttpRepository implements Repository {
     const isOfManifests = isManifest(mediaType) || isIndex(mediaType);
     const path = `/${this.#reference.repository}/${isOfManifests ? "manifests" : "blobs"}/${digest}`;
     const headers = { accept: `${mediaType}, */*`, "accept-encoding": "identity" };
-    return await this.#overHosts({ resolving: false, retries: this.#registry.options.retries }, signal, async (requester) => {
-      const init: RequestInit = { method: "GET", path, headers };
-      const response = await requester.send(init, signal);
-      if (response.status !== 200) throw await requester.toError(response, init);
-      const bytes = await readBody(response, Math.min(limitBytes, descriptor.size), signal);
-      if (bytes.length !== descriptor.size) {
-        throw new PullError("corrupt", `${digest} has ${bytes.length} bytes instead of ${descriptor.size}`);
-      }
-      const actual = sha256(bytes);
-      if (actual !== digest) throw new PullError("corrupt", `${digest} has the digest ${actual}`);
-      return bytes;
-    });
+    return await this.#overHosts(
+      { resolving: false, retries: this.#registry.options.retries },
+      signal,
+      async (requester) => {
+        const init: RequestInit = { method: "GET", path, headers };
+        const response = await requester.send(init, signal);
+        if (response.status !== 200) throw await requester.toError(response, init);
+        const bytes = await readBody(response, Math.min(limitBytes, descriptor.size), signal);
+        if (bytes.length !== descriptor.size) {
+          throw new PullError("corrupt", `${digest} has ${bytes.length} bytes instead of ${descriptor.size}`);
+        }
+        const actual = sha256(bytes);
+        if (actual !== digest) throw new PullError("corrupt", `${digest} has the digest ${actual}`);
+        return bytes;
+      },
+    );
   }
 
   async download(
@@ -275,9 +279,7 @@ class HttpRepository implements Repository {
         continue;
       }
       try {
-        const result = await this.#retrying(retries, signal, () =>
-          use(requester),
-        );
+        const result = await this.#retrying(retries, signal, () => use(requester));
         health.succeeded(name);
         return result;
       } catch (error) {

@@ -1,0 +1,46 @@
+// hawser config check and hawser config show.
+
+import { describeSettings, type Loaded, loadConfig } from "../config.ts";
+import { type Command, parseOptions, UsageError } from "./command.ts";
+
+export const config: Command = {
+  name: "config",
+  summary: "check a configuration file, or show what is in force",
+  help: `Usage: hawser config check [--config FILE]
+       hawser config show [--config FILE]
+
+check   lists every problem with its key path; exit code 2 if there is one
+show    prints every key with its value and where it came from
+
+Options:
+  --config FILE   configuration (default /etc/hawser/hawser.toml, which need not exist)
+`,
+  run: async (args, { stdout, stderr }) => {
+    const { values, positionals } = parseOptions(args, { config: { type: "string" } }, 1);
+    const [action] = positionals;
+    if (action !== "check" && action !== "show") throw new UsageError('expected "check" or "show"');
+    const loaded = await loadConfig(values.config);
+    for (const { path, message } of loaded.problems)
+      stderr(`${loaded.file}: ${path ? `${path}: ` : ""}${message}\n`);
+    if (loaded.problems.length > 0) return 2;
+    stdout(action === "check" ? `${loaded.file ?? "defaults"}: ok\n` : show(loaded));
+    return 0;
+  },
+};
+
+function show({ config: values, fromFile, file }: Loaded): string {
+  const sections = values as unknown as Readonly<Record<string, Readonly<Record<string, unknown>>>>;
+  const rows = describeSettings().map(({ section, key, preset }) => {
+    const path = `${section}.${key}`;
+    const isSet = fromFile.has(path);
+    const value = isSet ? sections[section]?.[key] : preset;
+    return [path, toText(value), isSet ? (file ?? "") : "default"];
+  });
+  const width = (column: number): number => Math.max(...rows.map((row) => row[column]?.length ?? 0));
+  const [first, second] = [width(0), width(1)];
+  return rows.map(([a = "", b = "", c = ""]) => `${a.padEnd(first)}  ${b.padEnd(second)}  ${c}\n`).join("");
+}
+
+function toText(value: unknown): string {
+  return JSON.stringify(value instanceof Map ? Object.fromEntries(value) : value);
+}

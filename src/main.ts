@@ -1,0 +1,77 @@
+#!/usr/bin/env node
+// The program: from arguments to a command, from signals to an interruption, from errors to an exit code.
+
+import { readFileSync } from "node:fs";
+import { type Command, type Context, UsageError } from "./cli/command.ts";
+import { config } from "./cli/config.ts";
+import { pull } from "./cli/pull.ts";
+import { serve } from "./cli/serve.ts";
+import { PullError } from "./errors.ts";
+
+const commands: readonly Command[] = [serve, pull, config];
+
+const usage = `Hawser makes image pulls fast on a Kubernetes node that runs containerd.
+
+Usage: hawser COMMAND [OPTIONS]
+
+Commands:
+${commands.map(({ name, summary }) => `  ${name.padEnd(10)}${summary}`).join("\n")}
+  version   print the version
+
+Run "hawser COMMAND --help" for a command's options. Settings: config/hawser.toml, every key optional.
+`;
+
+async function main(argv: readonly string[], context: Context): Promise<number> {
+  const [name, ...args] = argv;
+  if (name === "--help" || name === "-h" || name === "help") {
+    context.stdout(usage);
+    return 0;
+  }
+  if (name === "version" || name === "--version") {
+    context.stdout(`hawser ${context.version} (node ${process.version})\n`);
+    return 0;
+  }
+  const command = commands.find((one) => one.name === name);
+  if (command === undefined) {
+    throw new UsageError(
+      name === undefined ? "expected a command" : `there is no command ${JSON.stringify(name)}`,
+    );
+  }
+  if (args.includes("--help") || args.includes("-h")) {
+    context.stdout(command.help);
+    return 0;
+  }
+  return await command.run(args, context);
+}
+
+function interruption(): AbortSignal {
+  const abort = new AbortController();
+  const onSignal = (signal: NodeJS.Signals): void => {
+    if (abort.signal.aborted) process.exit(signal === "SIGINT" ? 130 : 143);
+    abort.abort();
+  };
+  process.on("SIGINT", onSignal);
+  process.on("SIGTERM", onSignal);
+  return abort.signal;
+}
+
+const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+  version: string;
+};
+const context: Context = {
+  version,
+  stdout: (text) => process.stdout.write(text),
+  stderr: (text) => process.stderr.write(text),
+  interrupted: interruption(),
+};
+
+try {
+  process.exitCode = await main(process.argv.slice(2), context);
+} catch (error) {
+  const isUsage = error instanceof UsageError;
+  const hint = isUsage ? ' (see "hawser --help")' : "";
+  const message =
+    isUsage || error instanceof PullError ? error.message : `unexpected fault: ${String(error)}`;
+  context.stderr(`hawser: ${message}${hint}\n`);
+  process.exitCode = isUsage ? 2 : 1;
+}

@@ -1,0 +1,133 @@
+// Kinds of settings: what a TOML value must look like, and what it becomes. Sizes come in bytes, durations in
+// milliseconds. The words "auto", "unlimited" and "off" are values of the kinds that allow them.
+
+/** One kind of value. `parse` throws an Expected that completes the sentence "expected …". */
+export interface Kind<Value> {
+  readonly parse: (value: unknown) => Value;
+}
+
+export class Expected extends Error {}
+
+const sizeUnits: Readonly<Record<string, number>> = {
+  B: 1,
+  KiB: 2 ** 10,
+  MiB: 2 ** 20,
+  GiB: 2 ** 30,
+  TiB: 2 ** 40,
+};
+const durationUnits: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
+
+/** An absolute path. */
+export const path: Kind<string> = {
+  parse: (value) => {
+    if (typeof value === "string" && value.startsWith("/") && !value.includes("\0")) return value;
+    throw new Expected('an absolute path, such as "/run/hawser/hawser.sock"');
+  },
+};
+
+export const text: Kind<string> = {
+  parse: (value) => {
+    if (typeof value === "string" && value !== "") return value;
+    throw new Expected("a string that is not empty");
+  },
+};
+
+export const flag: Kind<boolean> = {
+  parse: (value) => {
+    if (typeof value === "boolean") return value;
+    throw new Expected("true or false");
+  },
+};
+
+export const texts: Kind<readonly string[]> = {
+  parse: (value) => {
+    if (Array.isArray(value) && value.every((one) => typeof one === "string" && one !== ""))
+      return value as string[];
+    throw new Expected('a list of strings, such as ["registry.example.com"]');
+  },
+};
+
+export const paths: Kind<readonly string[]> = {
+  parse: (value) => {
+    const list = Array.isArray(value) ? value : [value];
+    if (list.every((one) => typeof one === "string" && one.startsWith("/"))) return list as string[];
+    throw new Expected('absolute paths, such as ["/etc/containerd/certs.d"]');
+  },
+};
+
+export function choice<const Words extends readonly string[]>(...words: Words): Kind<Words[number]> {
+  return {
+    parse: (value) => {
+      const found = words.find((word) => word === value);
+      if (found !== undefined) return found;
+      throw new Expected(words.map((word) => JSON.stringify(word)).join(" or "));
+    },
+  };
+}
+
+export function count(min: number, max: number): Kind<number> {
+  return {
+    parse: (value) => {
+      if (typeof value === "number" && Number.isInteger(value) && value >= min && value <= max) return value;
+      throw new Expected(`a whole number from ${min} to ${max}`);
+    },
+  };
+}
+
+export function size(min: string, max: string): Kind<number> {
+  return amount(sizeUnits, "a size", min, max);
+}
+
+export function duration(min: string, max: string): Kind<number> {
+  return amount(durationUnits, "a duration", min, max);
+}
+
+/** `host:port`, for what listens; "off" for what does not. */
+export const address: Kind<{ readonly host: string; readonly port: number } | "off"> = {
+  parse: (value) => {
+    if (value === "off") return "off";
+    const match = typeof value === "string" ? /^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$/.exec(value) : null;
+    const port = Number(match?.[2]);
+    if (match?.[1] === undefined || port > 65_535)
+      throw new Expected('"host:port", such as "127.0.0.1:9464", or "off"');
+    return { host: match[1].replace(/^\[|\]$/g, ""), port };
+  },
+};
+
+/** The kind, or one of these words as it is. */
+export function or<const Word extends string, Value>(word: Word, kind: Kind<Value>): Kind<Word | Value> {
+  return {
+    parse: (value) => {
+      if (value === word) return word;
+      try {
+        return kind.parse(value);
+      } catch (error) {
+        throw error instanceof Expected ? new Expected(`${error.message}, or "${word}"`) : error;
+      }
+    },
+  };
+}
+
+function amount(
+  units: Readonly<Record<string, number>>,
+  what: string,
+  min: string,
+  max: string,
+): Kind<number> {
+  const [least, most] = [measure(units, min), measure(units, max)];
+  return {
+    parse: (value) => {
+      const measured = measure(units, value);
+      if (measured !== undefined && measured >= (least ?? 0) && measured <= (most ?? 0)) return measured;
+      throw new Expected(
+        `${what} as a string from "${min}" to "${max}" (units: ${Object.keys(units).join(", ")})`,
+      );
+    },
+  };
+}
+
+function measure(units: Readonly<Record<string, number>>, value: unknown): number | undefined {
+  const match = typeof value === "string" ? /^(\d+(?:\.\d+)?) ?([A-Za-z]+)$/.exec(value) : null;
+  const unit = units[match?.[2] ?? ""];
+  return match === null || unit === undefined ? undefined : Math.round(Number(match[1]) * unit);
+}

@@ -1,0 +1,16 @@
+import { PrivateContainerd } from "./harness/containerd.ts";
+import { PrivateHawser } from "./harness/hawser.ts";
+import { PrivateRegistry } from "./harness/registry.ts";
+import { busyboxLayers, pushImage, pushPause } from "./harness/images.ts";
+await using r = await PrivateRegistry.start();
+const pause = await pushPause(r);
+const img = await pushImage(r, "lib/busy:1", busyboxLayers(), {index: true, docker: true});
+await using c = await PrivateContainerd.start({ sandboxImage: pause.reference });
+await using h = await PrivateHawser.start({ containerd: c.address });
+const n = r.requests().length;
+console.log(await h.cri.pull(img.reference));
+console.log(r.requests().slice(n));
+await new Promise(r => setTimeout(r, 500));
+console.log(h.logs());
+console.log(c.ctr("images","ls"), c.ctr("leases", "ls"), c.ctr("content", "ls"));
+console.log(await c.run(img.config.digest, ["sh", "-c", "echo hello; ls -la /; id"]));
