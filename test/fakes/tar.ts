@@ -32,10 +32,30 @@ export function tarGz(entries: readonly TarEntry[]): Buffer {
   return gzipSync(tar(entries));
 }
 
-export const dir = (name: string, more: Partial<TarEntry> = {}): TarEntry => ({ name: `${name}/`, type: "5", mode: 0o755, ...more });
-export const file = (name: string, content: string | Buffer = "", more: Partial<TarEntry> = {}): TarEntry => ({ name, content, ...more });
-export const symlink = (name: string, linkName: string, more: Partial<TarEntry> = {}): TarEntry => ({ name, linkName, type: "2", mode: 0o777, ...more });
-export const hardlink = (name: string, linkName: string, more: Partial<TarEntry> = {}): TarEntry => ({ name, linkName, type: "1", ...more });
+export const dir = (name: string, more: Partial<TarEntry> = {}): TarEntry => ({
+  name: `${name}/`,
+  type: "5",
+  mode: 0o755,
+  ...more,
+});
+export const file = (
+  name: string,
+  content: string | Buffer = "",
+  more: Partial<TarEntry> = {},
+): TarEntry => ({ name, content, ...more });
+export const symlink = (name: string, linkName: string, more: Partial<TarEntry> = {}): TarEntry => ({
+  name,
+  linkName,
+  type: "2",
+  mode: 0o777,
+  ...more,
+});
+export const hardlink = (name: string, linkName: string, more: Partial<TarEntry> = {}): TarEntry => ({
+  name,
+  linkName,
+  type: "1",
+  ...more,
+});
 
 function write(entry: TarEntry): Buffer[] {
   const parts: Buffer[] = [];
@@ -78,7 +98,8 @@ function number(bytes: Buffer, at: number, length: number, value: number): void 
     return;
   }
   const big = BigInt.asUintN(length * 8, BigInt(value));
-  for (let index = 0; index < length; index++) bytes[at + index] = Number((big >> BigInt(8 * (length - 1 - index))) & 0xffn);
+  for (let index = 0; index < length; index++)
+    bytes[at + index] = Number((big >> BigInt(8 * (length - 1 - index))) & 0xffn);
   bytes[at] = (bytes[at] ?? 0) | 0x80;
 }
 

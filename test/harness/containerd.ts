@@ -74,7 +74,9 @@ export class PrivateContainerd implements AsyncDisposable {
 
   /** Output of containerd's own client, in the namespace of CRI. */
   ctr(...args: readonly string[]): string {
-    const run = spawnSync("ctr", ["--address", this.address, "--namespace", "k8s.io", ...args], { encoding: "utf8" });
+    const run = spawnSync("ctr", ["--address", this.address, "--namespace", "k8s.io", ...args], {
+      encoding: "utf8",
+    });
     if (run.status !== 0) throw new Error(`ctr ${args.join(" ")}: ${run.stderr}`);
     return run.stdout;
   }
@@ -93,7 +95,7 @@ export class PrivateContainerd implements AsyncDisposable {
       [1, message([1, name])],
       [2, message([1, imageId])],
       ...command.map((word) => [3, word] as const),
-      [10, "log"],
+      [11, "log"],
     );
     const request = message([1, sandbox], [2, config], [3, sandboxConfig]);
     const container = textOf(await this.cri.runtime("CreateContainer", request), 1);
@@ -135,7 +137,10 @@ async function stopShims(root: string): Promise<void> {
 
 async function unmountBelow(root: string): Promise<void> {
   const mounts = await readFile("/proc/self/mounts", "utf8");
-  const below = mounts.split("\n").flatMap((line) => line.split(" ")[1] ?? []).filter((path) => path.startsWith(`${root}/`));
+  const below = mounts
+    .split("\n")
+    .flatMap((line) => line.split(" ")[1] ?? [])
+    .filter((path) => path.startsWith(`${root}/`));
   for (const path of below.toReversed()) spawnSync("umount", ["-l", path]);
 }
 

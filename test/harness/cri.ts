@@ -4,7 +4,11 @@
 import { create, type DescMessage, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { BinaryReader, BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { Client, credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
-import { PullImageRequestSchema, PullImageResponseSchema, StatusResponseSchema } from "../../src/proto/gen/cri_pb.js";
+import {
+  PullImageRequestSchema,
+  PullImageResponseSchema,
+  StatusResponseSchema,
+} from "../../src/proto/gen/cri_pb.js";
 
 export interface Auth {
   readonly username: string;
@@ -42,18 +46,27 @@ export class CriClient implements Disposable {
         Buffer.from(request),
         new Metadata(),
         {},
-        (error: ServiceError | null, answer?: Buffer) => (error ? reject(error) : resolve(answer ?? Buffer.alloc(0))),
+        (error: ServiceError | null, answer?: Buffer) =>
+          error ? reject(error) : resolve(answer ?? Buffer.alloc(0)),
       );
       signal?.addEventListener("abort", () => call.cancel(), { once: true });
     });
   }
 
-  async image<Request extends DescMessage>(method: string, schema: Request, request: MessageInitShape<Request>) {
+  async image<Request extends DescMessage>(
+    method: string,
+    schema: Request,
+    request: MessageInitShape<Request>,
+  ) {
     return await this.raw(`/runtime.v1.ImageService/${method}`, toBinary(schema, create(schema, request)));
   }
 
   /** The image id, or the code and message of the error. */
-  async pull(reference: string, auth?: Auth, options: { version?: string; signal?: AbortSignal } = {}): Promise<Reply<string>> {
+  async pull(
+    reference: string,
+    auth?: Auth,
+    options: { version?: string; signal?: AbortSignal } = {},
+  ): Promise<Reply<string>> {
     const request = create(PullImageRequestSchema, { image: { image: reference }, ...(auth && { auth }) });
     try {
       const path = `/${options.version ?? "runtime.v1"}.ImageService/PullImage`;
@@ -74,7 +87,10 @@ export class CriClient implements Disposable {
 
   /** The ImageStatusResponse, verbose. */
   async imageStatus(reference: string): Promise<Buffer> {
-    return await this.raw("/runtime.v1.ImageService/ImageStatus", message([1, message([1, reference])], [2, 1]));
+    return await this.raw(
+      "/runtime.v1.ImageService/ImageStatus",
+      message([1, message([1, reference])], [2, 1]),
+    );
   }
 
   async listImages(): Promise<Buffer> {
@@ -97,7 +113,9 @@ export class CriClient implements Disposable {
 }
 
 /** Encodes fields: strings, bytes and nested messages as length-delimited, numbers as varints. */
-export function message(...entries: readonly (readonly [number, string | Uint8Array | number])[]): Uint8Array {
+export function message(
+  ...entries: readonly (readonly [number, string | Uint8Array | number])[]
+): Uint8Array {
   const writer = new BinaryWriter();
   for (const [field, value] of entries) {
     if (typeof value === "number") writer.tag(field, WireType.Varint).int64(value);
@@ -112,7 +130,12 @@ export function fields(bytes: Uint8Array): Fields {
   const found: Fields = new Map();
   while (reader.pos < reader.len) {
     const [field, type] = reader.tag();
-    const value = type === WireType.Varint ? BigInt(reader.int64()) : type === WireType.LengthDelimited ? reader.bytes() : undefined;
+    const value =
+      type === WireType.Varint
+        ? BigInt(reader.int64())
+        : type === WireType.LengthDelimited
+          ? reader.bytes()
+          : undefined;
     if (value === undefined) reader.skip(type);
     else found.set(field, [...(found.get(field) ?? []), value]);
   }

@@ -34,7 +34,10 @@ export class PrivateHawser implements AsyncDisposable {
   }
 
   /** Resolves when the socket answers and, unless told otherwise, pulls are accelerated. */
-  static async start(options: HawserOptions, until: "accelerating" | "ready" = "accelerating"): Promise<PrivateHawser> {
+  static async start(
+    options: HawserOptions,
+    until: "accelerating" | "ready" = "accelerating",
+  ): Promise<PrivateHawser> {
     const root = await mkdtemp(join(scratch, "hawser-"));
     const config = `
 [cri]

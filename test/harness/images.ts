@@ -53,15 +53,23 @@ export async function pushImage(
   const [repository = "", tag = "latest"] = name.split(":");
   const usual = options.docker ? layerTypes.dockerGzip : layerTypes.ociGzip;
   const blobs: BlobRef[] = [];
-  for (const layer of layers) blobs.push(await registry.pushBlob(repository, layer.mediaType ?? usual, layer.bytes));
+  for (const layer of layers)
+    blobs.push(await registry.pushBlob(repository, layer.mediaType ?? usual, layer.bytes));
   const diffIDs = layers.map((layer) => layer.diffID ?? sha256(layer.tar ?? inflated(layer.bytes)));
   const json = configOf(diffIDs, options.config);
   const configType = options.docker ? mediaTypes.dockerConfig : mediaTypes.ociConfig;
   const config = await registry.pushBlob(repository, configType, Buffer.from(JSON.stringify(json)));
   const mediaType = options.docker ? mediaTypes.dockerManifest : mediaTypes.ociManifest;
   const manifest = { schemaVersion: 2, mediaType, config, layers: blobs };
-  const single = await registry.pushManifest(repository, mediaType, manifest, options.index ? undefined : tag);
-  const target = options.index ? await pushIndex(registry, repository, tag, single, options.docker === true) : single;
+  const single = await registry.pushManifest(
+    repository,
+    mediaType,
+    manifest,
+    options.index ? undefined : tag,
+  );
+  const target = options.index
+    ? await pushIndex(registry, repository, tag, single, options.docker === true)
+    : single;
   return { reference: `${registry.host}/${repository}:${tag}`, repository, target, config, layers: blobs };
 }
 
@@ -84,7 +92,11 @@ async function pushIndex(
   own: BlobRef,
   docker: boolean,
 ): Promise<BlobRef> {
-  const foreignConfig = await registry.pushBlob(repository, mediaTypes.ociConfig, Buffer.from(JSON.stringify({ os: "linux", rootfs: { type: "layers", diff_ids: [] } })));
+  const foreignConfig = await registry.pushBlob(
+    repository,
+    mediaTypes.ociConfig,
+    Buffer.from(JSON.stringify({ os: "linux", rootfs: { type: "layers", diff_ids: [] } })),
+  );
   const foreignType = docker ? mediaTypes.dockerManifest : mediaTypes.ociManifest;
   const foreign = await registry.pushManifest(repository, foreignType, {
     schemaVersion: 2,

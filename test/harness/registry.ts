@@ -71,7 +71,9 @@ export class PrivateRegistry implements AsyncDisposable {
 
   /** Requests so far, in order. */
   requests(): Request[] {
-    const lines = this.#process.logs().matchAll(/"(GET|HEAD|PUT|POST|PATCH) (\/v2\/\S*) HTTP\/1\.1" (\d{3})/g);
+    const lines = this.#process
+      .logs()
+      .matchAll(/"(GET|HEAD|PUT|POST|PATCH) (\/v2\/\S*) HTTP\/1\.1" (\d{3})/g);
     return [...lines].map(([, method = "", path = "", status]) => ({ method, path, status: Number(status) }));
   }
 
@@ -93,7 +95,10 @@ export class PrivateRegistry implements AsyncDisposable {
   }
 }
 
-function basicAuth(_root: string, { username, password }: { readonly username: string; readonly password: string }) {
+function basicAuth(
+  _root: string,
+  { username, password }: { readonly username: string; readonly password: string },
+) {
   const made = spawnSync("htpasswd", ["-Bbn", username, password], { encoding: "utf8" });
   if (made.status !== 0) throw new Error(`htpasswd: ${made.stderr}`);
   const header = Buffer.from(`${username}:${password}`).toString("base64");

@@ -1,0 +1,104 @@
+// Everything that containerd knows of its images, in a form that two containerds can be compared by.
+
+import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { Channel } from "../../src/containerd/channel.ts";
+import { snapshots } from "../../src/containerd/methods.ts";
+import { snapshotter } from "../../src/containerd/snapshots.ts";
+import type { PrivateContainerd } from "./containerd.ts";
+import { fields, textOf } from "./cri.ts";
+import { type Node, namesBelow, readTree } from "./tree.ts";
+
+export interface State {
+  readonly images: readonly string[];
+  readonly content: readonly string[];
+  readonly snapshots: readonly string[];
+  readonly leases: readonly string[];
+  readonly listed: readonly string[];
+}
+
+export function readState(containerd: PrivateContainerd): Omit<State, "listed"> {
+  const rows = (text: string): string[] =>
+    text
+      .trim()
+      .split("\n")
+      .slice(1)
+      .map((line) => line.trim())
+      .filter(Boolean);
+  const content = rows(containerd.ctr("content", "ls")).map((line) => {
+    const [digest = "", size = "", , ...rest] = line.split(/\t+/);
+    return `${digest} ${size} ${(rest.at(-1) ?? "").split(",").sort().join(",")}`;
+  });
+  return {
+    images: rows(containerd.ctr("images", "ls"))
+      .map((line) => line.replace(/\s+/g, " "))
+      .sort(),
+    content: content.sort(),
+    snapshots: rows(containerd.ctr("snapshots", "ls"))
+      .filter((line) => !line.startsWith("compare-"))
+      .map((line) => containerd.ctr("snapshots", "info", line.split(/\s+/)[0] ?? ""))
+      .map((json) => JSON.stringify({ ...(JSON.parse(json) as object), Created: "", Updated: "" }))
+      .sort(),
+    leases: rows(containerd.ctr("leases", "ls")),
+  };
+}
+
+/** Answers of CRI that must not depend on who pulled. */
+export async function readAnswers(
+  containerd: PrivateContainerd,
+  references: readonly string[],
+): Promise<string[]> {
+  const statuses: string[] = [];
+  for (const reference of references) {
+    const status = fields(await containerd.cri.imageStatus(reference));
+    const image = status.get(1)?.[0];
+    statuses.push(Buffer.from(image as Uint8Array).toString("hex"), textOf(status, 2));
+  }
+  const listed = fields(await containerd.cri.listImages()).get(1) ?? [];
+  return [...statuses, ...listed.map((image) => Buffer.from(image as Uint8Array).toString("hex")).sort()];
+}
+
+/** The tree of each committed snapshot's own layer, by chainID. */
+export async function readLayers(containerd: PrivateContainerd): Promise<Map<string, Map<string, Node>>> {
+  const layers = new Map<string, Map<string, Node>>();
+  const channel = new Channel({ address: containerd.address, namespace: "k8s.io" });
+  const names = containerd
+    .ctr("snapshots", "ls")
+    .split("\n")
+    .flatMap((line) => /^sha256:\S+/.exec(line)?.[0] ?? []);
+  for (const parent of names) {
+    // No lease holds the view, so that garbage collection removes it; the layer below stays where it is.
+    const request = { snapshotter, key: `compare-${randomUUID()}`, parent, labels: {} };
+    const { mounts } = await channel.call(snapshots.view, request);
+    const [mount] = mounts;
+    const lowers = mount?.options.find((option) => option.startsWith("lowerdir="))?.slice("lowerdir=".length);
+    layers.set(parent, readTree(lowers?.split(":")[0] ?? mount?.source ?? ""));
+  }
+  channel.close();
+  return layers;
+}
+
+/** What Hawser has in its own folders beside containerd's: nothing but those of living instances, and those empty. */
+export function leftovers(containerd: PrivateContainerd): string[] {
+  const folders = [
+    `${containerd.snapshotterRoot}/io.hawser/staging`,
+    `${containerd.root}/root/io.hawser/spool`,
+  ];
+  return folders.flatMap((folder) =>
+    namesBelow(folder).filter((name) => name.slice(folder.length + 1).includes("/")),
+  );
+}
+
+/** Keys of active snapshots that a pull made and did not remove. */
+export function activeExtracts(containerd: PrivateContainerd): string[] {
+  return containerd
+    .ctr("snapshots", "ls")
+    .split("\n")
+    .filter((line) => line.startsWith("extract-"));
+}
+
+/** The directory of the cgroup-independent memory peak of a process, in MiB. */
+export function peakMemoryMiB(pid: number): number {
+  const text = readFileSync(`/proc/${pid}/status`, "utf8");
+  return Number(/VmHWM:\s+(\d+) kB/.exec(text)?.[1] ?? 0) / 1024;
+}
