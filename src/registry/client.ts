@@ -136,7 +136,6 @@ class HttpRepository implements Repository {
           this.#reference.digest ?? this.#reference.tag ?? "",
         );
         const response = await requester.send(init, both);
-        clearTimeout(timer);
         if (known && response.status === 405) {
           await response.body.dump();
           const get = { ...init, method: "GET" as const };

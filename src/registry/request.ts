@@ -166,15 +166,21 @@ export class Requester {
     const code = parseChallenges(challenge).find((one) => one.scheme === "bearer")?.parameters["error"];
     const message = code
       ? `pull access denied, repository does not exist or may require authorization: server message: ${code}: authorization failed`
-      : unexpectedStatus(init.method, this.#url(init.path), 401);
+      : this.#unexpected(init, 401);
     return new PullError("refused", message, { credentialsSent });
+  }
+
+  /** containerd's words, with what was asked for as it names it: the last two parts of the path. */
+  #unexpected(init: RequestInit, status: number): string {
+    const [kind, version] = init.path.split("/").slice(-2);
+    return `pulling from host ${this.#host.url.host} failed with status code [${kind} ${version}]: ${status} ${statusText(status)}`;
   }
 
   /** The error that an answer with this status stands for. */
   async toError(response: Response, init: RequestInit): Promise<PullError> {
     const { status } = response;
     await readText(response, errorBodyBytesMax).catch(() => "");
-    const message = unexpectedStatus(init.method, this.#url(init.path), status);
+    const message = this.#unexpected(init, status);
     if (status === 404) return new PullError("not_found", message);
     if (status === 403) {
       return new PullError("refused", message, { credentialsSent: this.#secret.kind !== "none" });
@@ -231,13 +237,9 @@ export function transportError(error: unknown, url: URL, signal: AbortSignal): P
   });
 }
 
-function unexpectedStatus(method: string, url: URL, status: number): string {
-  return `unexpected status from ${method} request to ${plain(url, url.search)}: ${status} ${statusText(status)}`;
-}
-
 /** A URL that may be shown: without user, query and fragment. */
-export function plain(url: URL, search = ""): string {
-  return `${url.origin}${url.pathname}${search}`;
+export function plain(url: URL): string {
+  return `${url.origin}${url.pathname}`;
 }
 
 function statusText(status: number): string {

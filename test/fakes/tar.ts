@@ -39,7 +39,7 @@ export const dir = (name: string, more: Partial<TarEntry> = {}): TarEntry => ({
   ...more,
 });
 export const file = (
-  name: string,
+  name: string | Buffer,
   content: string | Buffer = "",
   more: Partial<TarEntry> = {},
 ): TarEntry => ({ name, content, ...more });

@@ -1,0 +1,228 @@
+// A registry that misbehaves on request: in-process, from memory, with a log of what it was asked.
+//
+// It serves what put() gave it. `behave` is asked for each request and may change how it is answered; the defaults are
+// those of a good registry with ranges. Use `gate()` for a pause that a test ends.
+
+import { createHash } from "node:crypto";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { gunzipSync } from "node:zlib";
+import { mediaTypes } from "../../src/oci/media.ts";
+import { layerTypes } from "../harness/images.ts";
+
+export interface Behaviour {
+  /** Answered at once, with this status. */
+  readonly status?: number;
+  readonly headers?: Readonly<Record<string, string>>;
+  /** The body instead of what is asked for. */
+  readonly body?: Buffer;
+  /** Whole blobs whatever range is asked for. */
+  readonly ignoreRange?: boolean;
+  /** After so many bytes of the body ... */
+  readonly after?: number;
+  /** ... this happens: the connection is cut, or the rest waits for a promise. */
+  readonly then?: "reset" | Promise<void>;
+}
+
+export interface Asked {
+  readonly method: string;
+  readonly path: string;
+  readonly query: string;
+  readonly range: string | undefined;
+  readonly authorization: string | undefined;
+}
+
+export interface FakeImage {
+  readonly reference: string;
+  readonly layers: readonly { readonly digest: string; readonly bytes: Buffer }[];
+  readonly manifestDigest: string;
+  readonly configDigest: string;
+}
+
+export interface FakeLayer {
+  readonly bytes: Buffer;
+  readonly mediaType?: string;
+  /** What the manifest says instead of the truth. */
+  readonly digest?: string;
+  readonly size?: number;
+  readonly diffID?: string;
+}
+
+export class FakeRegistry implements AsyncDisposable {
+  readonly asked: Asked[] = [];
+  readonly #server: Server;
+  readonly #blobs = new Map<string, { readonly bytes: Buffer; readonly mediaType: string }>();
+  behave: (asked: Asked) => Behaviour | undefined = () => undefined;
+  /** Blob requests that are open now, and the most there were at once. */
+  openBlobs = 0;
+  peakBlobs = 0;
+
+  private constructor(server: Server) {
+    this.#server = server;
+  }
+
+  static async start(): Promise<FakeRegistry> {
+    const server = createServer();
+    const registry = new FakeRegistry(server);
+    server.on("request", (request, response) => void registry.#answer(request, response));
+    await new Promise<void>((resolve) => {
+      server.listen(0, "127.0.0.1", resolve);
+    });
+    return registry;
+  }
+
+  get host(): string {
+    return `127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  /** Requests for blobs of layers, by digest. */
+  rangesOf(digest: string): (string | undefined)[] {
+    return this.asked.filter(({ path }) => path.endsWith(`/blobs/${digest}`)).map(({ range }) => range);
+  }
+
+  put(
+    name: string,
+    layers: readonly FakeLayer[],
+    manifestExtra: Readonly<Record<string, unknown>> = {},
+  ): FakeImage {
+    const [repository = "", tag = "latest"] = name.split(":");
+    const stored = layers.map((layer) => {
+      const digest = layer.digest ?? sha256(layer.bytes);
+      this.#blobs.set(`/v2/${repository}/blobs/${digest}`, {
+        bytes: layer.bytes,
+        mediaType: "application/octet-stream",
+      });
+      return {
+        mediaType: layer.mediaType ?? layerTypes.ociGzip,
+        digest,
+        size: layer.size ?? layer.bytes.length,
+      };
+    });
+    const diffIDs = layers.map((layer) => layer.diffID ?? sha256(inflated(layer.bytes)));
+    const architecture = process.arch === "arm64" ? "arm64" : "amd64";
+    const config = Buffer.from(
+      JSON.stringify({
+        os: "linux",
+        architecture,
+        config: {},
+        rootfs: { type: "layers", diff_ids: diffIDs },
+      }),
+    );
+    const configDigest = sha256(config);
+    this.#blobs.set(`/v2/${repository}/blobs/${configDigest}`, {
+      bytes: config,
+      mediaType: mediaTypes.ociConfig,
+    });
+    const manifest = Buffer.from(
+      JSON.stringify({
+        schemaVersion: 2,
+        mediaType: mediaTypes.ociManifest,
+        config: { mediaType: mediaTypes.ociConfig, digest: configDigest, size: config.length },
+        layers: stored,
+        ...manifestExtra,
+      }),
+    );
+    const manifestDigest = sha256(manifest);
+    for (const version of [tag, manifestDigest]) {
+      this.#blobs.set(`/v2/${repository}/manifests/${version}`, {
+        bytes: manifest,
+        mediaType: mediaTypes.ociManifest,
+      });
+    }
+    return {
+      reference: `${this.host}/${repository}:${tag}`,
+      layers: layers.map((layer) => ({ digest: layer.digest ?? sha256(layer.bytes), bytes: layer.bytes })),
+      manifestDigest,
+      configDigest,
+    };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#server.close(() => resolve());
+      this.#server.closeAllConnections();
+    });
+  }
+
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const url = new URL(request.url ?? "/", "http://fake");
+    const { range, authorization } = request.headers;
+    const asked = {
+      method: request.method ?? "",
+      path: url.pathname,
+      query: url.search,
+      range,
+      authorization,
+    };
+    this.asked.push(asked);
+    const behaviour = this.behave(asked) ?? {};
+    const isLayer = url.pathname.includes("/blobs/");
+    if (isLayer) this.peakBlobs = Math.max(this.peakBlobs, ++this.openBlobs);
+    response.once("close", () => {
+      if (isLayer) this.openBlobs -= 1;
+    });
+    if (behaviour.status !== undefined) {
+      response.writeHead(behaviour.status, behaviour.headers).end(behaviour.body);
+      return;
+    }
+    const stored = this.#blobs.get(url.pathname);
+    if (stored === undefined) {
+      response.writeHead(url.pathname === "/v2/" ? 200 : 404).end();
+      return;
+    }
+    await this.#serve(asked, response, behaviour, behaviour.body ?? stored.bytes, stored.mediaType);
+  }
+
+  async #serve(
+    asked: Asked,
+    response: ServerResponse,
+    behaviour: Behaviour,
+    bytes: Buffer,
+    mediaType: string,
+  ): Promise<void> {
+    const match = behaviour.ignoreRange ? null : /^bytes=(\d+)-(\d+)?$/.exec(asked.range ?? "");
+    const start = Number(match?.[1] ?? 0);
+    const end = Math.min(bytes.length, match?.[2] === undefined ? bytes.length : Number(match[2]) + 1);
+    const body = bytes.subarray(start, end);
+    const headers: Record<string, string> = {
+      "content-type": mediaType,
+      "content-length": String(body.length),
+      ...(asked.path.includes("/manifests/") && { "docker-content-digest": sha256(bytes) }),
+      ...(match && { "content-range": `bytes ${start}-${end - 1}/${bytes.length}` }),
+      ...behaviour.headers,
+    };
+    response.writeHead(match ? 206 : 200, headers);
+    if (asked.method === "HEAD") {
+      response.end();
+      return;
+    }
+    if (behaviour.after === undefined || behaviour.after >= body.length) {
+      response.end(body);
+      return;
+    }
+    response.write(body.subarray(0, behaviour.after), () => {
+      if (behaviour.then === "reset") response.destroy();
+    });
+    if (behaviour.then !== "reset") {
+      await behaviour.then;
+      response.end(body.subarray(behaviour.after));
+    }
+  }
+}
+
+/** A promise that a test settles. */
+export function gate(): { readonly opened: Promise<void>; open(): void } {
+  let open = (): void => {};
+  const opened = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { opened, open: () => open() };
+}
+
+export function sha256(bytes: Uint8Array): string {
+  return `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
+}
+
+function inflated(bytes: Buffer): Buffer {
+  return bytes[0] === 0x1f && bytes[1] === 0x8b ? gunzipSync(bytes) : bytes;
+}
