@@ -32,7 +32,7 @@ export interface DownloadOptions {
   readonly retried: (error: PullError) => void;
 }
 
-/** What goes into one write of the spool. */
+/** Most bytes of a range that wait for their turn to be written. */
 const batchBytes = 512 * 1024;
 /** A server that asks for more patience than this is given up. */
 const retryAfterMsMax = 30_000;
@@ -175,41 +175,85 @@ export class Download {
     );
   }
 
-  /** Writes the body at the range's start, in batches; `skip` leading bytes are dropped. Advances range.start. */
+  /** Writes the body at the range's start; `skip` leading bytes are dropped. Advances range.start. */
   async #read(response: Response, range: Range, skip: number, signal: AbortSignal): Promise<void> {
     const { spool, received } = this.#options;
+    const writer = new RangeWriter(spool, range);
     let toSkip = skip;
-    let batch: Uint8Array[] = [];
-    let batched = 0;
-    const flush = async (): Promise<void> => {
-      if (range.start + batched > range.end)
-        throw new PullError("corrupt", "the blob is longer than announced");
-      await spool.write(range.start, batch);
-      range.start += batched;
-      batch = [];
-      batched = 0;
-    };
     try {
       for await (const part of response.body as AsyncIterable<Buffer>) {
         received(part.length);
         const kept = part.subarray(Math.min(toSkip, part.length));
         toSkip -= part.length - kept.length;
-        if (kept.length === 0) continue;
-        batch.push(kept);
-        batched += kept.length;
-        if (batched >= batchBytes) await flush();
+        await writer.push(kept);
       }
     } catch (error) {
-      if (error instanceof PullError) throw error;
-      // What arrived before the break is good: it need not be asked for again.
-      await flush();
       throw transportError(error, response.url, signal);
+    } finally {
+      // What arrived before a break is good: it need not be asked for again.
+      await writer.settle();
     }
-    await flush();
+    writer.throwIfFailed();
     if (range.start < range.end) {
       throw new PullError("unavailable", `the body ended ${range.end - range.start} bytes early`, {
         temporary: true,
       });
+    }
+  }
+}
+
+/**
+ * Puts parts into the spool as they come. While one write is on its way the parts that follow are collected for the
+ * next, so that writes are large when the network is fast and nothing waits when it is slow.
+ */
+class RangeWriter {
+  readonly #spool: Spool;
+  readonly #range: Range;
+  #parts: Uint8Array[] = [];
+  #collected = 0;
+  #writing: Promise<void> | undefined;
+  #failure: PullError | undefined;
+
+  constructor(spool: Spool, range: Range) {
+    this.#spool = spool;
+    this.#range = range;
+  }
+
+  /** Waits only when much is collected already. Throws `corrupt` past the range's end. */
+  async push(part: Uint8Array): Promise<void> {
+    this.throwIfFailed();
+    if (part.length === 0) return;
+    this.#parts.push(part);
+    this.#collected += part.length;
+    this.#writing ??= this.#drain();
+    if (this.#collected >= batchBytes) await this.#writing;
+  }
+
+  /** Waits until nothing is collected any more. */
+  async settle(): Promise<void> {
+    await this.#writing;
+  }
+
+  throwIfFailed(): void {
+    if (this.#failure) throw this.#failure;
+  }
+
+  async #drain(): Promise<void> {
+    try {
+      while (this.#parts.length > 0) {
+        const [parts, bytes] = [this.#parts, this.#collected];
+        this.#parts = [];
+        this.#collected = 0;
+        if (this.#range.start + bytes > this.#range.end) {
+          throw new PullError("corrupt", "the blob is longer than announced");
+        }
+        await this.#spool.write(this.#range.start, parts);
+        this.#range.start += bytes;
+      }
+    } catch (error) {
+      this.#failure ??= PullError.from(error);
+    } finally {
+      this.#writing = undefined;
     }
   }
 }

@@ -16,6 +16,8 @@ export interface HawserOptions {
   readonly config?: string;
   /** The node to run it with. */
   readonly node?: string;
+  /** Another copy of dist/main.js. */
+  readonly program?: string;
 }
 
 export class PrivateHawser implements AsyncDisposable {
@@ -102,7 +104,7 @@ ${options.config ?? ""}
   }
 
   #spawn(): ServerProcess {
-    const args = [program, "serve", "--config", join(this.root, "hawser.toml")];
+    const args = [this.#options.program ?? program, "serve", "--config", join(this.root, "hawser.toml")];
     return new ServerProcess(this.#options.node ?? process.execPath, args);
   }
 }

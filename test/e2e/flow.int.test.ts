@@ -1,0 +1,225 @@
+// How a pull flows: unpacking follows the download, work is shared, limits hold, and a killed daemon leaves nothing.
+
+import { randomBytes } from "node:crypto";
+import { gzipSync } from "node:zlib";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { FakeRegistry, gate } from "../fakes/registry.ts";
+import { dir, file, tar, tarGz } from "../fakes/tar.ts";
+import { PrivateContainerd } from "../harness/containerd.ts";
+import { PrivateHawser } from "../harness/hawser.ts";
+import { eventually } from "../harness/process.ts";
+import { activeExtracts, leftovers, readState } from "../harness/state.ts";
+import { namesBelow } from "../harness/tree.ts";
+
+let containerd: PrivateContainerd;
+let fake: FakeRegistry;
+
+beforeAll(async () => {
+  containerd = await PrivateContainerd.start();
+  fake = await FakeRegistry.start();
+});
+
+afterEach(() => {
+  fake.behave = () => undefined;
+});
+
+afterAll(async () => {
+  await containerd[Symbol.asyncDispose]();
+  await fake[Symbol.asyncDispose]();
+});
+
+/** A layer that does not compress, so that bytes on the wire are files in the tree. */
+function noise(name: string, files: number, fileBytes: number): { bytes: Buffer } {
+  const entries = Array.from({ length: files }, (_, index) =>
+    file(`${name}/${index}`, randomBytes(fileBytes)),
+  );
+  return { bytes: tarGz([dir(name), ...entries]) };
+}
+
+async function nothingLeft(): Promise<void> {
+  await eventually(async () => {
+    expect(readState(containerd).leases).toEqual([]);
+    expect(leftovers(containerd)).toEqual([]);
+    expect(activeExtracts(containerd)).toEqual([]);
+  }, "the end of what follows a pull");
+}
+
+function staged(): string[] {
+  return namesBelow(`${containerd.snapshotterRoot}/io.hawser/staging`);
+}
+
+test("files are staged while the registry pauses in the middle of their layer, and layers side by side", async () => {
+  await using hawser = await PrivateHawser.start({
+    containerd: containerd.address,
+    config: "[unpack]\nmax_concurrent = 2",
+  });
+  const layers = [noise("first", 20, 100_000), noise("second", 20, 100_000)];
+  const image = fake.put("flow/paused:v1", layers);
+  const pause = gate();
+  const isLayer = new Set(image.layers.map(({ digest }) => digest));
+  fake.behave = ({ path }) =>
+    isLayer.has(path.split("/").at(-1) ?? "") ? { after: 1_200_000, then: pause.opened } : undefined;
+  const pulling = hawser.cri.pull(image.reference);
+  await eventually(async () => {
+    const names = staged().join("\n");
+    expect(names).toMatch(/first\/5$/m);
+    expect(names).toMatch(/second\/5$/m);
+    expect(names).not.toMatch(/\/19$/m);
+  }, "both layers being staged");
+  expect(await hawser.metrics()).toContain('hawser_in_flight{what="unpacks"} 2');
+  // Nothing is visible to anyone yet.
+  expect(readState(containerd).snapshots.filter((line) => line.includes("Committed"))).toEqual([]);
+  pause.open();
+  expect(await pulling).toEqual({ value: image.configDigest });
+  await nothingLeft();
+  await containerd.cri.removeImage(image.reference);
+});
+
+test("two concurrent pulls of one image fetch each blob once, and one being cancelled does not hurt the other", async () => {
+  await using hawser = await PrivateHawser.start({ containerd: containerd.address });
+  const image = fake.put("flow/shared:v1", [noise("shared", 10, 50_000)]);
+  const pause = gate();
+  const layer = image.layers[0]?.digest ?? "";
+  fake.behave = ({ path }) => (path.endsWith(layer) ? { after: 1000, then: pause.opened } : undefined);
+  const cancel = new AbortController();
+  const pulls = [
+    hawser.cri.pull(image.reference),
+    hawser.cri.pull(image.reference),
+    hawser.cri.pull(image.reference, undefined, { signal: cancel.signal }),
+  ];
+  await eventually(
+    async () => expect(await hawser.metrics()).toContain('hawser_in_flight{what="pulls"} 3'),
+    "three pulls",
+  );
+  await eventually(async () => expect(fake.rangesOf(layer)).toHaveLength(1), "the layer's request");
+  cancel.abort();
+  expect(await pulls[2]).toMatchObject({ code: 1 });
+  pause.open();
+  expect(await pulls[0]).toEqual({ value: image.configDigest });
+  expect(await pulls[1]).toEqual({ value: image.configDigest });
+  expect(fake.rangesOf(layer)).toHaveLength(1);
+  await nothingLeft();
+  await containerd.cri.removeImage(image.reference);
+});
+
+test("when the only caller goes away, the work stops and nothing is left", async () => {
+  await using hawser = await PrivateHawser.start({ containerd: containerd.address });
+  const image = fake.put("flow/cancelled:v1", [noise("cancelled", 10, 50_000)]);
+  const pause = gate();
+  const layer = image.layers[0]?.digest ?? "";
+  fake.behave = ({ path }) => (path.endsWith(layer) ? { after: 100_000, then: pause.opened } : undefined);
+  const cancel = new AbortController();
+  const pulling = hawser.cri.pull(image.reference, undefined, { signal: cancel.signal });
+  await eventually(async () => expect(staged().length).toBeGreaterThan(2), "staging");
+  cancel.abort();
+  expect(await pulling).toMatchObject({ code: 1 });
+  await nothingLeft();
+  expect(readState(containerd).images.join()).not.toContain("flow/cancelled");
+  pause.open();
+});
+
+describe("limits", () => {
+  test.each([1, 3, 8])("%i blob requests at once on the node, over two images", async (limit) => {
+    const config = `[download]\nmax_concurrent = ${limit}\nmax_concurrent_per_image = ${limit}\nmax_concurrent_per_host = ${limit}\nchunk_size = "64KiB"`;
+    await peak(config, limit);
+  });
+
+  test.each([1, 3, 8])("%i blob requests at once for one image", async (limit) => {
+    const config = `[download]\nmax_concurrent = 100\nmax_concurrent_per_host = 100\nmax_concurrent_per_image = ${limit}\nchunk_size = "64KiB"`;
+    await peak(config, limit, 1);
+  });
+
+  test.each([1, 3, 8])("%i blob requests at once to one host", async (limit) => {
+    const config = `[download]\nmax_concurrent = 100\nmax_concurrent_per_host = ${limit}\nmax_concurrent_per_image = 50\nchunk_size = "64KiB"`;
+    await peak(config, limit);
+  });
+
+  test.each([1, 3])("%i layers are unpacked at once", async (limit) => {
+    await using hawser = await PrivateHawser.start({
+      containerd: containerd.address,
+      config: `[unpack]\nmax_concurrent = ${limit}`,
+    });
+    const layers = Array.from({ length: 5 }, (_, index) => noise(`unpack-${limit}-${index}`, 5, 50_000));
+    const image = fake.put(`limits/unpack-${limit}:v1`, layers);
+    const pause = gate();
+    const digests = new Set(image.layers.map(({ digest }) => digest));
+    fake.behave = ({ path }) =>
+      digests.has(path.split("/").at(-1) ?? "") ? { after: 120_000, then: pause.opened } : undefined;
+    const pulling = hawser.cri.pull(image.reference);
+    await eventually(async () => {
+      expect(fake.openBlobs).toBe(5);
+      expect(await hawser.metrics()).toContain(`hawser_in_flight{what="unpacks"} ${limit}`);
+    }, "as many unpacks as may be");
+    // Each running unpack has a directory with files in it; nobody else has one.
+    const roots = (): Set<string | undefined> =>
+      new Set(staged().flatMap((name) => /unpack-\d-\d/.exec(name)?.[0] ?? []));
+    await eventually(async () => expect(roots().size).toBe(limit), "files of as many layers");
+    pause.open();
+    expect(await pulling).toEqual({ value: image.configDigest });
+    await nothingLeft();
+    await containerd.cri.removeImage(image.reference);
+  });
+
+  /** The peak of open blob requests at a registry that answers none before it has seen as many as it may. */
+  async function peak(config: string, limit: number, images = 2): Promise<void> {
+    await using hawser = await PrivateHawser.start({ containerd: containerd.address, config });
+    const put = Array.from({ length: images }, (_, index) =>
+      fake.put(`limits/peak-${index}:v1`, [noise(`a${index}`, 8, 100_000), noise(`b${index}`, 8, 100_000)]),
+    );
+    const digests = new Set(put.flatMap((image) => image.layers.map(({ digest }) => digest)));
+    const full = gate();
+    fake.peakBlobs = 0;
+    fake.behave = ({ path }) => {
+      if (!digests.has(path.split("/").at(-1) ?? "")) return undefined;
+      if (fake.openBlobs + 1 >= limit) full.open();
+      return { after: 1000, then: full.opened };
+    };
+    // The config of the second image must not be waiting behind blobs, and is no layer: both get that far.
+    const replies = await Promise.all(put.map((image) => hawser.cri.pull(image.reference)));
+    expect(replies).toEqual(put.map((image) => ({ value: image.configDigest })));
+    expect(fake.peakBlobs).toBeGreaterThanOrEqual(limit);
+    // Configs are blobs as well and are fetched before any layer: one for each image at the most.
+    expect(fake.peakBlobs).toBeLessThanOrEqual(Math.max(limit, images) + (limit === 1 ? images - 1 : 0));
+    await nothingLeft();
+    for (const image of put) await containerd.cri.removeImage(image.reference);
+  }
+});
+
+test("kill -9 in the middle of a pull, restart, pull again: the right image, and nothing left over", async () => {
+  await using hawser = await PrivateHawser.start({
+    containerd: containerd.address,
+    config: '[download]\nchunk_size = "64KiB"',
+  });
+  const lower = noise("lower", 4, 10_000);
+  const upper = {
+    bytes: gzipSync(
+      tar([
+        dir("upper"),
+        ...Array.from({ length: 50 }, (_, index) => file(`upper/${index}`, randomBytes(20_000))),
+      ]),
+    ),
+  };
+  const image = fake.put("flow/killed:v1", [lower, upper]);
+  const pause = gate();
+  const last = image.layers[1]?.digest ?? "";
+  let isPaused = true;
+  fake.behave = ({ path, range }) => {
+    const isLate = Number(/=(\d+)/.exec(range ?? "")?.[1] ?? 0) > 400_000;
+    return isPaused && path.endsWith(last) && isLate ? { after: 10, then: pause.opened } : undefined;
+  };
+  const pulling = hawser.cri.pull(image.reference);
+  await eventually(async () => {
+    expect(staged().join("\n")).toMatch(/upper\/10$/m);
+    expect(readState(containerd).snapshots.join()).toContain("Committed");
+  }, "the first layer committed and the second one staged");
+  await hawser.stop("SIGKILL");
+  await pulling;
+  expect(leftovers(containerd)).not.toEqual([]);
+  isPaused = false;
+  pause.open();
+  await hawser.startAgain();
+  expect(await hawser.cri.pull(image.reference)).toEqual({ value: image.configDigest });
+  expect(hawser.logs()).toContain("removed what dead instances left");
+  await nothingLeft();
+  await containerd.cri.removeImage(image.reference);
+});
