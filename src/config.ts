@@ -33,7 +33,7 @@ export interface Loaded {
   readonly file: string | undefined;
 }
 
-export const defaultFile = "/etc/hawser/hawser.toml";
+const defaultFile = "/etc/hawser/hawser.toml";
 
 /** Sections that DESIGN foresees and this version does not have; said apart from typing mistakes. */
 const laterSections = new Set(["admin", "trace", "prewarm"]);

@@ -3,7 +3,7 @@
 import { type DestinationStream, destination, type Logger, pino } from "pino";
 
 export type Log = Logger;
-export type Level = "trace" | "debug" | "info" | "warn" | "error";
+type Level = "trace" | "debug" | "info" | "warn" | "error";
 
 export interface LogOptions {
   readonly level: Level;

@@ -41,6 +41,24 @@ function show({ config: values, fromFile, file }: Loaded): string {
   return rows.map(([a = "", b = "", c = ""]) => `${a.padEnd(first)}  ${b.padEnd(second)}  ${c}\n`).join("");
 }
 
+/** The text of config/hawser.toml: every key with its default, commented out, under its sentence. */
+export function renderSettings(): string {
+  const lines = [
+    "# Hawser's configuration, /etc/hawser/hawser.toml. Every key is optional; those below show the defaults.",
+    '# "hawser config check" finds mistakes, "hawser config show" prints what is in force.',
+  ];
+  let current = "";
+  for (const { section, key, preset, help } of describeSettings()) {
+    if (section !== current) lines.push("", `[${section}]`);
+    current = section;
+    lines.push(`# ${help}`);
+    if (key === "host")
+      lines.push('# [registry.host."registry.example.com"]', "# streams = 4", "# max_concurrent = 8");
+    else lines.push(`# ${key} = ${JSON.stringify(preset)}`);
+  }
+  return `${lines.join("\n")}\n`;
+}
+
 function toText(value: unknown): string {
   return JSON.stringify(value instanceof Map ? Object.fromEntries(value) : value);
 }

@@ -83,7 +83,7 @@ export async function removeSnapshot(channel: Channel, scope: Scope, key: string
  * Directories behind what overlayfs answers (reference 3.3): a bind mount when there is one directory, else overlay
  * with options in an order that differs between versions. Undefined for anything else.
  */
-export function readMounts(mounts: readonly Mount[]): Omit<PreparedSnapshot, "key"> | undefined {
+function readMounts(mounts: readonly Mount[]): Omit<PreparedSnapshot, "key"> | undefined {
   const [mount, ...others] = mounts;
   if (mount === undefined || others.length > 0) return undefined;
   if (mount.type === "bind") return { upperdir: mount.source, lowerdirs: [] };

@@ -43,7 +43,7 @@ const runtimeMethods = [
   "UpdatePodSandboxResources",
 ];
 
-export const versions = ["runtime.v1", "runtime.v1alpha2"] as const;
+const versions = ["runtime.v1", "runtime.v1alpha2"] as const;
 
 /** Full paths, `/runtime.v1.ImageService/ListImages` and so on. */
 export function methodPaths(): string[] {

@@ -20,7 +20,7 @@ export function parseDigest(text: string): Digest {
   throw new PullError("invalid", `${JSON.stringify(text.slice(0, 100))} is not a digest`);
 }
 
-export function isDigest(text: string): text is Digest {
+function isDigest(text: string): text is Digest {
   return sha256Pattern.test(text);
 }
 

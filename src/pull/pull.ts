@@ -16,7 +16,7 @@ import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { Work } from "./work.ts";
 
-export type Stage = "resolve" | "download" | "unpack" | "commit";
+type Stage = "resolve" | "download" | "unpack" | "commit";
 
 /** What a pull tells of itself, for metrics and log. */
 export interface PullEvents {

@@ -16,7 +16,7 @@ export interface Site {
 }
 
 /** Why pulls go through: a word for metrics, and a sentence for people. */
-export interface Closed {
+interface Closed {
   readonly kind: "closed";
   readonly reason: "containerd" | "unfit" | "self-test" | "stopping" | "starting";
   readonly detail: string;

@@ -1,9 +1,6 @@
 // The registry room put together: one pool of connections, tokens and breakers for the node, and a Repository for each
 // pull, which asks its hosts in order.
 
-import { readFile } from "node:fs/promises";
-import { rootCertificates } from "node:tls";
-import { Agent, type Dispatcher, EnvHttpProxyAgent } from "undici";
 import { PullError } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { parseDigest, sha256 } from "../oci/digest.ts";
@@ -11,9 +8,10 @@ import { isIndex, isManifest, mediaTypes } from "../oci/media.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Spool } from "../spool.ts";
 import { TokenCache } from "./auth.ts";
+import { Connections } from "./connections.ts";
 import { Download } from "./download.ts";
 import { Health } from "./health.ts";
-import { type Host, hostsOf, isLoopback } from "./hosts.ts";
+import { hostsOf, isLoopback } from "./hosts.ts";
 import type { Credentials, Registry, Repository, RequestPermits, Resolved } from "./registry.ts";
 import { backOff, plain, Requester, type RequestInit, type Response, transportError } from "./request.ts";
 
@@ -34,7 +32,7 @@ export interface RegistryOptions {
   readonly events: RegistryEvents;
 }
 
-export interface RegistryEvents {
+interface RegistryEvents {
   bytes(count: number): void;
   retry(reason: string): void;
   breaker(host: string, open: boolean): void;
@@ -49,9 +47,6 @@ const accept = [
   mediaTypes.ociIndex,
   "*/*",
 ].join(", ");
-/** Where distributions keep the certificates that an administrator trusts; Node itself looks elsewhere. */
-const systemCertificates = "/etc/ssl/certs/ca-certificates.crt";
-
 export function createRegistry(options: RegistryOptions): Registry {
   return new HttpRegistry(options);
 }
@@ -60,11 +55,11 @@ class HttpRegistry implements Registry {
   readonly options: RegistryOptions;
   readonly tokens = new TokenCache();
   readonly health: Health;
-  readonly #dispatchers = new Map<string, Dispatcher>();
-  #system: Promise<readonly string[]> | undefined;
+  readonly connections: Connections;
 
   constructor(options: RegistryOptions) {
     this.options = options;
+    this.connections = new Connections(options.connectTimeoutMs, options.progressTimeoutMs);
     this.health = new Health({
       ...options.breaker,
       changed: (host, open) => options.events.breaker(host, open),
@@ -77,37 +72,7 @@ class HttpRegistry implements Registry {
 
   async close(): Promise<void> {
     this.health.close();
-    await Promise.all([...this.#dispatchers.values()].map((dispatcher) => dispatcher.destroy()));
-  }
-
-  /** Connections are shared by all hosts with the same TLS settings. */
-  async dispatcher(host: Host): Promise<Dispatcher> {
-    const direct = isLoopback(host.url.hostname);
-    const key = JSON.stringify([host.tls, direct]);
-    const known = this.#dispatchers.get(key);
-    if (known) return known;
-    this.#system ??= readFile(systemCertificates, "utf8").then(
-      (text) => [text],
-      () => rootCertificates,
-    );
-    const { connectTimeoutMs, progressTimeoutMs } = this.options;
-    const tls = { ca: [...(await this.#system), ...host.tls.ca], rejectUnauthorized: !host.tls.skipVerify };
-    const agentOptions: Agent.Options = {
-      connect: { ...tls, timeout: connectTimeoutMs },
-      headersTimeout: progressTimeoutMs,
-      bodyTimeout: progressTimeoutMs,
-      // Permits bound the requests, and with them the connections; a pipeline would queue one blob behind another.
-      pipelining: 1,
-      connections: null,
-    };
-    // A proxy is never asked for what is on this machine, as with Go's rules for the same variables.
-    const made = direct
-      ? new Agent(agentOptions)
-      : new EnvHttpProxyAgent({ ...agentOptions, requestTls: tls });
-    const raced = this.#dispatchers.get(key);
-    if (raced) return raced;
-    this.#dispatchers.set(key, made);
-    return made;
+    await this.connections.close();
   }
 }
 
@@ -310,7 +275,7 @@ class HttpRepository implements Repository {
   async #probe(requester: Requester): Promise<void> {
     const init: RequestInit = { method: "GET", path: "/", headers: {} };
     const { connectTimeoutMs } = this.#registry.options;
-    const dispatcher = await this.#registry.dispatcher(requester.host);
+    const dispatcher = await this.#registry.connections.to(requester.host);
     const { body } = await dispatcher.request({
       origin: requester.host.url.origin,
       path: `${requester.host.url.pathname}${init.path}`,
@@ -326,7 +291,7 @@ class HttpRepository implements Repository {
     const hosts = await hostsOf(registryHost, options.configPath);
     return await Promise.all(
       hosts.map(async (host) => {
-        const dispatcher = await this.#registry.dispatcher(host);
+        const dispatcher = await this.#registry.connections.to(host);
         const credentials = this.#credentials;
         return new Requester({
           host,

@@ -63,7 +63,7 @@ async function findFolder(host: string, configPath: readonly string[]): Promise<
 }
 
 /** The registry itself: https, except on loopback, where a registry with a port of its own speaks plain http. */
-export function defaultHost(registryHost: string): Host {
+function defaultHost(registryHost: string): Host {
   const host = registryHost === "docker.io" ? "registry-1.docker.io" : registryHost;
   const { hostname, port } = new URL(`https://${host}`);
   const isPlain = isLoopback(hostname) && port !== "";

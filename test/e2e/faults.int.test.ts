@@ -210,7 +210,7 @@ describe("registries that fail in the middle", () => {
       seen.add(range ?? "");
       // Ranges of the first attempts are 64 KiB long; what is asked for again is shorter and served whole.
       const [start = 0, end = 0] = (range ?? "").replace("bytes=", "").split("-").map(Number);
-      return end - start + 1 === 65_536 ? { after: 30_000, then: "reset" } : undefined;
+      return end - start + 1 === 65_536 ? { after: 30_000, afterwards: "reset" } : undefined;
     });
     const resumed = fake
       .rangesOf(digest)
@@ -273,7 +273,7 @@ describe("registries that fail in the middle", () => {
       if (!path.includes("/manifests/")) return undefined;
       manifests += 1;
       // Only the first one, which is Hawser's, waits.
-      return manifests === 1 ? { after: 0, then: silence.opened, headers: {} } : undefined;
+      return manifests === 1 ? { after: 0, afterwards: silence.opened, headers: {} } : undefined;
     };
     const reply = await hawser.cri.pull(image.reference);
     silence.open();

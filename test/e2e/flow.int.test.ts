@@ -58,7 +58,7 @@ test("files are staged while the registry pauses in the middle of their layer, a
   const pause = gate();
   const isLayer = new Set(image.layers.map(({ digest }) => digest));
   fake.behave = ({ path }) =>
-    isLayer.has(path.split("/").at(-1) ?? "") ? { after: 1_200_000, then: pause.opened } : undefined;
+    isLayer.has(path.split("/").at(-1) ?? "") ? { after: 1_200_000, afterwards: pause.opened } : undefined;
   const pulling = hawser.cri.pull(image.reference);
   await eventually(async () => {
     const names = staged().join("\n");
@@ -80,7 +80,7 @@ test("two concurrent pulls of one image fetch each blob once, and one being canc
   const image = fake.put("flow/shared:v1", [noise("shared", 10, 50_000)]);
   const pause = gate();
   const layer = image.layers[0]?.digest ?? "";
-  fake.behave = ({ path }) => (path.endsWith(layer) ? { after: 1000, then: pause.opened } : undefined);
+  fake.behave = ({ path }) => (path.endsWith(layer) ? { after: 1000, afterwards: pause.opened } : undefined);
   const cancel = new AbortController();
   const pulls = [
     hawser.cri.pull(image.reference),
@@ -107,7 +107,8 @@ test("when the only caller goes away, the work stops and nothing is left", async
   const image = fake.put("flow/cancelled:v1", [noise("cancelled", 10, 50_000)]);
   const pause = gate();
   const layer = image.layers[0]?.digest ?? "";
-  fake.behave = ({ path }) => (path.endsWith(layer) ? { after: 100_000, then: pause.opened } : undefined);
+  fake.behave = ({ path }) =>
+    path.endsWith(layer) ? { after: 100_000, afterwards: pause.opened } : undefined;
   const cancel = new AbortController();
   const pulling = hawser.cri.pull(image.reference, undefined, { signal: cancel.signal });
   await eventually(async () => expect(staged().length).toBeGreaterThan(2), "staging");
@@ -144,7 +145,7 @@ describe("limits", () => {
     const pause = gate();
     const digests = new Set(image.layers.map(({ digest }) => digest));
     fake.behave = ({ path }) =>
-      digests.has(path.split("/").at(-1) ?? "") ? { after: 120_000, then: pause.opened } : undefined;
+      digests.has(path.split("/").at(-1) ?? "") ? { after: 120_000, afterwards: pause.opened } : undefined;
     const pulling = hawser.cri.pull(image.reference);
     await eventually(async () => {
       expect(fake.openBlobs).toBe(5);
@@ -172,7 +173,7 @@ describe("limits", () => {
     fake.behave = ({ path }) => {
       if (!digests.has(path.split("/").at(-1) ?? "")) return undefined;
       if (fake.openBlobs + 1 >= limit) full.open();
-      return { after: 1000, then: full.opened };
+      return { after: 1000, afterwards: full.opened };
     };
     // The config of the second image must not be waiting behind blobs, and is no layer: both get that far.
     const replies = await Promise.all(put.map((image) => hawser.cri.pull(image.reference)));
@@ -205,7 +206,7 @@ test("kill -9 in the middle of a pull, restart, pull again: the right image, and
   let isPaused = true;
   fake.behave = ({ path, range }) => {
     const isLate = Number(/=(\d+)/.exec(range ?? "")?.[1] ?? 0) > 400_000;
-    return isPaused && path.endsWith(last) && isLate ? { after: 10, then: pause.opened } : undefined;
+    return isPaused && path.endsWith(last) && isLate ? { after: 10, afterwards: pause.opened } : undefined;
   };
   const pulling = hawser.cri.pull(image.reference);
   await eventually(async () => {

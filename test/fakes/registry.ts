@@ -21,7 +21,7 @@ export interface Behaviour {
   /** After so many bytes of the body ... */
   readonly after?: number;
   /** ... this happens: the connection is cut, or the rest waits for a promise. */
-  readonly then?: "reset" | Promise<void>;
+  readonly afterwards?: "reset" | Promise<void>;
 }
 
 export interface Asked {
@@ -201,10 +201,10 @@ export class FakeRegistry implements AsyncDisposable {
       return;
     }
     response.write(body.subarray(0, behaviour.after), () => {
-      if (behaviour.then === "reset") response.destroy();
+      if (behaviour.afterwards === "reset") response.destroy();
     });
-    if (behaviour.then !== "reset") {
-      await behaviour.then;
+    if (behaviour.afterwards !== "reset") {
+      await behaviour.afterwards;
       response.end(body.subarray(behaviour.after));
     }
   }

@@ -7,7 +7,7 @@ import { scratch } from "./containerd.ts";
 import { CriClient } from "./cri.ts";
 import { eventually, ServerProcess } from "./process.ts";
 
-export const program = fileURLToPath(new URL("../../dist/main.js", import.meta.url));
+const program = fileURLToPath(new URL("../../dist/main.js", import.meta.url));
 
 export interface HawserOptions {
   /** Path of containerd's socket. */

@@ -40,7 +40,7 @@ export interface PushedImage {
   readonly layers: readonly BlobRef[];
 }
 
-export function sha256(bytes: Uint8Array): string {
+function sha256(bytes: Uint8Array): string {
   return `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
 }
 

@@ -1,7 +1,6 @@
 // Everything that containerd knows of its images, in a form that two containerds can be compared by.
 
 import { randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { Channel } from "../../src/containerd/channel.ts";
 import { snapshots } from "../../src/containerd/methods.ts";
 import { snapshotter } from "../../src/containerd/snapshots.ts";
@@ -95,10 +94,4 @@ export function activeExtracts(containerd: PrivateContainerd): string[] {
     .ctr("snapshots", "ls")
     .split("\n")
     .filter((line) => line.startsWith("extract-"));
-}
-
-/** The directory of the cgroup-independent memory peak of a process, in MiB. */
-export function peakMemoryMiB(pid: number): number {
-  const text = readFileSync(`/proc/${pid}/status`, "utf8");
-  return Number(/VmHWM:\s+(\d+) kB/.exec(text)?.[1] ?? 0) / 1024;
 }

@@ -38,7 +38,7 @@ function containerdWithLeases(ids: string[]): Containerd {
     sweepLeases: async (label: string, isDead: (id: string) => Promise<boolean>) => {
       expect(label).toBe(instanceLabel);
       let swept = 0;
-      for (const id of [...ids]) {
+      for (const id of ids.slice()) {
         if (!(await isDead(id))) continue;
         ids.splice(ids.indexOf(id), 1);
         swept += 1;

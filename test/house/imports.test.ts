@@ -1,0 +1,89 @@
+// The house of ARCHITECTURE.md: imports point down, rooms on one tier do not know each other, and files stay small.
+
+import { readdirSync, readFileSync } from "node:fs";
+import { dirname, join, normalize, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+import { expect, test } from "vitest";
+
+const src = fileURLToPath(new URL("../../src", import.meta.url));
+
+/** From the top down; a name with a slash at its end is a room (a folder). */
+const tiers: readonly (readonly string[])[] = [
+  ["main.ts"],
+  ["cli/"],
+  ["daemon.ts"],
+  ["cri/"],
+  ["pull/"],
+  ["registry/", "layer/", "containerd/"],
+  ["oci/", "spool.ts", "native.ts"],
+  ["proto/"],
+  ["exposition.ts"],
+  ["metrics.ts", "log.ts"],
+  ["errors.ts"],
+];
+/** Read by the program's two ends alone, so not part of the tiers. */
+const configuration = ["config.ts", "schema.ts", "settings.ts"];
+const mayReadConfiguration = new Set(["daemon.ts", "cli/", ...configuration]);
+
+const files = readdirSync(src, { recursive: true, encoding: "utf8" }).filter(
+  (name) => name.endsWith(".ts") && !name.includes("gen/"),
+);
+
+function roomOf(file: string): string {
+  const slash = file.indexOf("/");
+  return slash === -1 ? file : file.slice(0, slash + 1);
+}
+
+function importsOf(file: string): string[] {
+  const text = readFileSync(join(src, file), "utf8");
+  const found = [...text.matchAll(/^(?:import|export)\s[^;]*?from "(\.[^"]+)"/gms)].map(
+    (match) => match[1] ?? "",
+  );
+  return found
+    .map((path) => normalize(relative(src, join(src, dirname(file), path))))
+    .filter((path) => !path.startsWith(".."));
+}
+
+const edges = files.flatMap((from) => importsOf(from).map((to) => ({ from, to })));
+
+function tierOf(room: string): number {
+  return tiers.findIndex((tier) => tier.includes(room));
+}
+
+test("there is something to check, and every file has a place", () => {
+  expect(files.length).toBeGreaterThan(40);
+  expect(edges.length).toBeGreaterThan(100);
+  const homeless = files.filter((file) => tierOf(roomOf(file)) === -1 && !configuration.includes(file));
+  expect(homeless).toEqual([]);
+});
+
+test("imports point down, and rooms on one tier do not import each other", () => {
+  const wrong = edges.filter(({ from, to }) => {
+    const [room, other] = [roomOf(from), roomOf(to)];
+    if (room === other || configuration.includes(other) || configuration.includes(room)) return false;
+    return tierOf(room) >= tierOf(other);
+  });
+  expect(wrong).toEqual([]);
+});
+
+test("the configuration is read by the daemon and the commands alone", () => {
+  const readers = edges.filter(({ to }) => configuration.includes(to)).map(({ from }) => from);
+  expect(readers.length).toBeGreaterThan(2);
+  expect(readers.filter((from) => !mayReadConfiguration.has(roomOf(from)))).toEqual([]);
+});
+
+test("only native.ts loads the addon, and only main.ts knows the environment", () => {
+  const text = new Map(files.map((file) => [file, readFileSync(join(src, file), "utf8")]));
+  const having = (pattern: RegExp): string[] => files.filter((file) => pattern.test(text.get(file) ?? ""));
+  expect(having(/createRequire|hawser\.node/)).toEqual(["native.ts"]);
+  expect(having(/process\.env/).filter((file) => file !== "main.ts")).toEqual([]);
+  expect(having(/process\.argv/)).toEqual(["main.ts"]);
+});
+
+test("every file opens with what it is, and stays under 350 lines", () => {
+  for (const file of files) {
+    const text = readFileSync(join(src, file), "utf8");
+    expect(text.replace(/^#!.*\n/, ""), file).toMatch(/^\/\/ \S/);
+    expect(text.split("\n").length, file).toBeLessThanOrEqual(350);
+  }
+});
