@@ -42,6 +42,8 @@ export interface FakeImage {
 export interface FakeLayer {
   readonly bytes: Buffer;
   readonly mediaType?: string;
+  /** The uncompressed stream, when it is not gzip of this. */
+  readonly tar?: Buffer;
   /** What the manifest says instead of the truth. */
   readonly digest?: string;
   readonly size?: number;
@@ -98,7 +100,7 @@ export class FakeRegistry implements AsyncDisposable {
         size: layer.size ?? layer.bytes.length,
       };
     });
-    const diffIDs = layers.map((layer) => layer.diffID ?? sha256(inflated(layer.bytes)));
+    const diffIDs = layers.map((layer) => layer.diffID ?? sha256(layer.tar ?? inflated(layer.bytes)));
     const architecture = process.arch === "arm64" ? "arm64" : "amd64";
     const config = Buffer.from(
       JSON.stringify({

@@ -60,6 +60,10 @@ ${options.config ?? ""}
     return this.#process.pid;
   }
 
+  get exitCode(): number | null {
+    return this.#process.exitCode;
+  }
+
   logs(): string {
     return this.#process.logs();
   }

@@ -1,0 +1,150 @@
+// The command line as a user meets it: the built program, its exit codes and its one-line errors.
+
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { FakeRegistry } from "../fakes/registry.ts";
+import { file, tarGz } from "../fakes/tar.ts";
+import { PrivateContainerd, scratch } from "../harness/containerd.ts";
+import { PrivateHawser } from "../harness/hawser.ts";
+import { ServerProcess } from "../harness/process.ts";
+
+const program = fileURLToPath(new URL("../../dist/main.js", import.meta.url));
+let folder: string;
+
+beforeAll(() => {
+  folder = mkdtempSync(join(scratch, "cli-"));
+});
+
+afterAll(() => {
+  rmSync(folder, { recursive: true });
+});
+
+function hawser(args: readonly string[], input = "") {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], {
+    encoding: "utf8",
+    input,
+  });
+  return { status, stdout, stderr };
+}
+
+describe("usage", () => {
+  test("help for the program and for each command", () => {
+    const { status, stdout } = hawser(["--help"]);
+    expect(status).toBe(0);
+    for (const command of ["serve", "pull", "config", "version"]) expect(stdout).toContain(`  ${command} `);
+    for (const command of ["serve", "pull", "config"]) {
+      const help = hawser([command, "--help"]);
+      expect(help.status).toBe(0);
+      expect(help.stdout).toContain(`Usage: hawser ${command}`);
+    }
+  });
+
+  test("the version", () => {
+    expect(hawser(["version"])).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^hawser \d+\.\d+\.\d+ /) as string,
+    });
+  });
+
+  test.each([
+    [[], "expected a command"],
+    [["sevre"], 'there is no command "sevre"'],
+    [["pull"], "expected an image reference"],
+    [["pull", "a", "b"], 'unexpected argument "b"'],
+    [["pull", "--frob", "a"], "Unknown option '--frob'"],
+    [["config"], 'expected "check" or "show"'],
+    [["serve", "--config"], "Option '--config <value>' argument missing"],
+  ])("%j is one line and exit code 2", (args, message) => {
+    const { status, stdout, stderr } = hawser(args);
+    expect({ status, stdout }).toEqual({ status: 2, stdout: "" });
+    expect(stderr).toContain(`hawser: ${message}`);
+    expect(stderr.trim().split("\n")).toHaveLength(1);
+  });
+});
+
+describe("config", () => {
+  test("check is silent about nothing: every problem, and exit code 2", () => {
+    const file = join(folder, "bad.toml");
+    writeFileSync(file, "[cri]\nlisten = 3\n[download]\nretries = -1\nretrys = 1\n");
+    const { status, stderr } = hawser(["config", "check", "--config", file]);
+    expect(status).toBe(2);
+    expect(
+      stderr
+        .trim()
+        .split("\n")
+        .map((line) => line.slice(file.length + 2).split(":")[0]),
+    ).toEqual(["download.retrys", "cri.listen", "download.retries"]);
+  });
+
+  test("check of a good file, and of one that is not there", () => {
+    const file = join(folder, "good.toml");
+    writeFileSync(file, "[download]\nretries = 1\n");
+    expect(hawser(["config", "check", "--config", file])).toEqual({
+      status: 0,
+      stdout: `${file}: ok\n`,
+      stderr: "",
+    });
+    const missing = hawser(["config", "check", "--config", join(folder, "missing.toml")]);
+    expect(missing.status).toBe(2);
+    expect(missing.stderr).toContain("missing.toml cannot be read: ENOENT");
+  });
+
+  test("show says where each value comes from", () => {
+    const file = join(folder, "shown.toml");
+    writeFileSync(file, "[download]\nretries = 1\n");
+    const { stdout } = hawser(["config", "show", "--config", file]);
+    expect(stdout).toMatch(new RegExp(`^download\\.retries +1 +${file}$`, "m"));
+    expect(stdout).toMatch(/^download\.chunk_size +"8MiB" +default$/m);
+  });
+});
+
+describe("serve and pull", () => {
+  test("pull prints the id, and errors in one line", async () => {
+    await using fake = await FakeRegistry.start();
+    await using containerd = await PrivateContainerd.start();
+    await using daemon = await PrivateHawser.start({ containerd: containerd.address });
+    const image = fake.put("cli/image:v1", [{ bytes: tarGz([file("x")]) }]);
+    // The fake registry answers from this very process, which must therefore not block.
+    const run = async (...args: string[]): Promise<{ status: unknown; output: string }> => {
+      const child = new ServerProcess(process.execPath, [program, "pull", "--cri", daemon.socket, ...args]);
+      await child.exited;
+      return { status: child.exitCode, output: child.logs() };
+    };
+    const good = await run(image.reference);
+    expect(good.status).toBe(0);
+    expect(good.output).toContain(`${image.configDigest}\n`);
+    expect(good.output).toMatch(/pulled 127\.0\.0\.1:\d+\/cli\/image:v1 in \d+\.\d\d s/);
+    const bad = await run(`${fake.host}/cli/missing:v1`);
+    expect(bad.status).toBe(1);
+    expect(bad.output.trim().split("\n")).toHaveLength(1);
+    expect(bad.output).toMatch(/^hawser: cannot pull .*not found/);
+  });
+
+  test("pull without a daemon, and with credentials that are none", () => {
+    const none = hawser(["pull", "busybox", "--cri", join(folder, "none.sock")]);
+    expect(none.status).toBe(1);
+    expect(none.stderr).toMatch(/^hawser: cannot pull busybox through .*none\.sock: /);
+    expect(hawser(["pull", "busybox", "--creds-stdin"], "nonsense\n")).toMatchObject({ status: 2 });
+  });
+
+  test("SIGTERM ends it: the exit code is 0 and the socket is gone", async () => {
+    await using containerd = await PrivateContainerd.start();
+    await using daemon = await PrivateHawser.start({ containerd: containerd.address });
+    await daemon.cri.listImages();
+    await daemon.stop();
+    expect(daemon.exitCode).toBe(0);
+    await expect(daemon.cri.listImages()).rejects.toMatchObject({ code: 14 });
+  });
+
+  test("a socket that somebody listens on is not taken", async () => {
+    await using containerd = await PrivateContainerd.start();
+    const config = join(folder, "taken.toml");
+    writeFileSync(config, `[cri]\nlisten = "${containerd.address}"\n[metrics]\nlisten = "off"\n`);
+    const { status, stderr } = hawser(["serve", "--config", config]);
+    expect(status).toBe(1);
+    expect(stderr).toContain(`hawser: another process listens on ${containerd.address}`);
+  });
+});
