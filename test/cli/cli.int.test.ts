@@ -67,24 +67,24 @@ describe("usage", () => {
 
 describe("config", () => {
   test("check is silent about nothing: every problem, and exit code 2", () => {
-    const file = join(folder, "bad.toml");
-    writeFileSync(file, "[cri]\nlisten = 3\n[download]\nretries = -1\nretrys = 1\n");
-    const { status, stderr } = hawser(["config", "check", "--config", file]);
+    const path = join(folder, "bad.toml");
+    writeFileSync(path, "[cri]\nlisten = 3\n[download]\nretries = -1\nretrys = 1\n");
+    const { status, stderr } = hawser(["config", "check", "--config", path]);
     expect(status).toBe(2);
     expect(
       stderr
         .trim()
         .split("\n")
-        .map((line) => line.slice(file.length + 2).split(":")[0]),
+        .map((line) => line.slice(path.length + 2).split(":")[0]),
     ).toEqual(["download.retrys", "cri.listen", "download.retries"]);
   });
 
   test("check of a good file, and of one that is not there", () => {
-    const file = join(folder, "good.toml");
-    writeFileSync(file, "[download]\nretries = 1\n");
-    expect(hawser(["config", "check", "--config", file])).toEqual({
+    const path = join(folder, "good.toml");
+    writeFileSync(path, "[download]\nretries = 1\n");
+    expect(hawser(["config", "check", "--config", path])).toEqual({
       status: 0,
-      stdout: `${file}: ok\n`,
+      stdout: `${path}: ok\n`,
       stderr: "",
     });
     const missing = hawser(["config", "check", "--config", join(folder, "missing.toml")]);
@@ -93,10 +93,10 @@ describe("config", () => {
   });
 
   test("show says where each value comes from", () => {
-    const file = join(folder, "shown.toml");
-    writeFileSync(file, "[download]\nretries = 1\n");
-    const { stdout } = hawser(["config", "show", "--config", file]);
-    expect(stdout).toMatch(new RegExp(`^download\\.retries +1 +${file}$`, "m"));
+    const path = join(folder, "shown.toml");
+    writeFileSync(path, "[download]\nretries = 1\n");
+    const { stdout } = hawser(["config", "show", "--config", path]);
+    expect(stdout).toMatch(new RegExp(`^download\\.retries +1 +${path}$`, "m"));
     expect(stdout).toMatch(/^download\.chunk_size +"8MiB" +default$/m);
   });
 });
