@@ -20,6 +20,7 @@ export default defineConfig({
           pool: "forks",
           // Two cores, and each file starts servers of its own.
           maxWorkers: 2,
+          sequence: { groupOrder: 1 },
           testTimeout: 120_000,
           hookTimeout: 120_000,
         },
