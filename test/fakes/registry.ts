@@ -168,11 +168,12 @@ export class FakeRegistry implements AsyncDisposable {
       return;
     }
     const stored = this.#blobs.get(url.pathname);
-    if (stored === undefined) {
+    const body = behaviour.body ?? stored?.bytes;
+    if (body === undefined) {
       response.writeHead(url.pathname === "/v2/" ? 200 : 404).end();
       return;
     }
-    await this.#serve(asked, response, behaviour, behaviour.body ?? stored.bytes, stored.mediaType);
+    await this.#serve(asked, response, behaviour, body, stored?.mediaType ?? "application/octet-stream");
   }
 
   async #serve(

@@ -1,0 +1,56 @@
+// The metrics endpoint and the log: what is there to be seen, and what is not.
+
+import { request } from "node:http";
+import { expect, test } from "vitest";
+import { expose } from "../../src/exposition.ts";
+import { createLog } from "../../src/log.ts";
+import { createMetrics } from "../../src/metrics.ts";
+
+async function ask(
+  port: number,
+  path: string,
+  method = "GET",
+): Promise<{ status: number | undefined; body: string }> {
+  return await new Promise((resolve, reject) => {
+    const sent = request({ host: "127.0.0.1", port, path, method }, (response) => {
+      let body = "";
+      response.on("data", (bytes: Buffer) => {
+        body += bytes.toString();
+      });
+      response.on("end", () => resolve({ status: response.statusCode, body }));
+    });
+    sent.on("error", reject);
+    sent.end();
+  });
+}
+
+test("metrics and health, and nothing else", async () => {
+  const metrics = createMetrics("1.2.3");
+  metrics.pulls.inc({ result: "ok", path: "accelerated" });
+  const exposition = await expose(metrics, "127.0.0.1", 0);
+  const { body } = await ask(exposition.port, "/metrics");
+  expect(body).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
+  expect(body).toContain('hawser_build_info{version="1.2.3"');
+  expect(body).toContain("process_resident_memory_bytes");
+  expect(await ask(exposition.port, "/healthz")).toEqual({ status: 200, body: "ok\n" });
+  expect((await ask(exposition.port, "/")).status).toBe(404);
+  expect((await ask(exposition.port, "/metrics", "POST")).status).toBe(405);
+  await expect(expose(metrics, "127.0.0.1", exposition.port)).rejects.toThrow(
+    /metrics\.listen: cannot listen/,
+  );
+  await exposition.close();
+});
+
+test.each(["json", "text"] as const)("secrets do not reach the log (%s)", (format) => {
+  const lines: string[] = [];
+  const log = createLog({ level: "info", format }, { write: (line) => void lines.push(line) });
+  log.info(
+    { password: "hush-1", request: { authorization: "hush-2", auth: "hush-3" }, image: "a b" },
+    "pull",
+  );
+  log.debug("not at this level");
+  expect(lines).toHaveLength(1);
+  expect(lines[0]).not.toContain("hush");
+  expect(lines[0]).toContain("[redacted]");
+  expect(lines[0]).toMatch(format === "json" ? /"level":"info"/ : /^\S+Z info {2}pull .*image="a b"/);
+});

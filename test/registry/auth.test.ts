@@ -1,0 +1,96 @@
+// Authorization: challenges are read whatever their form, and secrets go where they belong.
+
+import fc from "fast-check";
+import { expect, test } from "vitest";
+import { authorize, parseChallenges, secretFor, TokenCache } from "../../src/registry/auth.ts";
+
+test.each([
+  ['Basic realm="a, b"', [{ scheme: "basic", parameters: { realm: "a, b" } }]],
+  ["Basic", [{ scheme: "basic", parameters: {} }]],
+  [
+    'Bearer realm="https://auth.example/token",service="reg",scope="repository:a:pull,push"',
+    [
+      {
+        scheme: "bearer",
+        parameters: { realm: "https://auth.example/token", service: "reg", scope: "repository:a:pull,push" },
+      },
+    ],
+  ],
+  [
+    'bearer Realm="x" , error=insufficient_scope',
+    [{ scheme: "bearer", parameters: { realm: "x", error: "insufficient_scope" } }],
+  ],
+  [
+    'Basic realm="a", Bearer realm="b\\"c"',
+    [
+      { scheme: "basic", parameters: { realm: "a" } },
+      { scheme: "bearer", parameters: { realm: 'b"c' } },
+    ],
+  ],
+  ["", []],
+  ["=,=", []],
+])("%s", (header, challenges) => {
+  expect(parseChallenges(header)).toEqual(challenges);
+});
+
+test("no header makes the parser throw or run away", () => {
+  fc.assert(
+    fc.property(fc.string({ maxLength: 500 }), (header) => {
+      expect(parseChallenges(header).length).toBeLessThanOrEqual(16);
+    }),
+  );
+});
+
+test("credentials in containerd's order of preference, and for the right host only", () => {
+  const auth = Buffer.from("from:auth").toString("base64");
+  expect(secretFor(undefined, "h")).toEqual({ kind: "none" });
+  expect(secretFor({ username: "u", password: "p", identityToken: "t", auth }, "h")).toEqual({
+    kind: "password",
+    username: "u",
+    password: "p",
+  });
+  expect(secretFor({ identityToken: "t", auth }, "h")).toEqual({ kind: "refresh", token: "t" });
+  expect(secretFor({ auth }, "h")).toEqual({ kind: "password", username: "from", password: "auth" });
+  expect(secretFor({ username: "u", serverAddress: "https://other.example" }, "h")).toEqual({ kind: "none" });
+  expect(secretFor({ username: "u", serverAddress: "h" }, "h")).toMatchObject({ kind: "password" });
+});
+
+test("a token is asked for by POST, and by GET where that is refused", async () => {
+  const secret = secretFor({ username: "u", password: "p" }, "h");
+  const asked: string[] = [];
+  const [challenge] = parseChallenges(
+    'Bearer realm="https://auth.example/token",service="reg",scope="repository:a:pull"',
+  );
+  const answer = await authorize(challenge ? [challenge] : [], secret, "a", async (url, init) => {
+    asked.push(`${init.method} ${url.search} ${init.body ?? ""} ${init.headers["authorization"] ?? ""}`);
+    return init.method === "POST"
+      ? { status: 404, statusText: "Not Found", body: "" }
+      : { status: 200, statusText: "OK", body: '{"access_token":"T","expires_in":300}' };
+  });
+  expect(answer).toEqual({ header: "Bearer T", lifeMs: 290_000 });
+  expect(asked[0]).toContain("grant_type=password");
+  expect(asked[1]).toBe(
+    `GET ?service=reg&scope=repository%3Aa%3Apull  Basic ${Buffer.from("u:p").toString("base64")}`,
+  );
+});
+
+test("without credentials the token is anonymous, and a refusal is nobody's strike", async () => {
+  const challenges = parseChallenges('Bearer realm="https://auth.example/token"');
+  const refused = authorize(challenges, { kind: "none" }, "a", async (_url, init) => {
+    expect(init).toEqual({ method: "GET", headers: {} });
+    return { status: 401, statusText: "Unauthorized", body: "" };
+  });
+  await expect(refused).rejects.toMatchObject({ code: "refused", credentialsSent: false });
+});
+
+test("cached tokens are apart by credential, and the key does not hold it", () => {
+  const cache = new TokenCache();
+  const one = TokenCache.key("https://h", "a", { kind: "password", username: "u", password: "secret-1" });
+  const other = TokenCache.key("https://h", "a", { kind: "password", username: "u", password: "secret-2" });
+  cache.set(one, "Bearer T", 1000);
+  expect(cache.get(one)).toBe("Bearer T");
+  expect(cache.get(other)).toBeUndefined();
+  expect(one).not.toContain("secret");
+  cache.set(one, "Bearer T", -1);
+  expect(cache.get(one)).toBeUndefined();
+});
