@@ -19,10 +19,10 @@ import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { parseReference } from "./oci/reference.ts";
 import type { PullImageRequest } from "./proto/gen/cri_pb.js";
-import { createPuller, type Puller } from "./pull/pull.ts";
+import { createPuller, type Pulled, type Puller } from "./pull/pull.ts";
 import { SiteKeeper, type SiteState } from "./pull/site.ts";
 import { createRegistry } from "./registry/client.ts";
-import type { Registry } from "./registry/registry.ts";
+import type { Credentials, Registry } from "./registry/registry.ts";
 
 export interface DaemonOptions {
   readonly config: Config;
@@ -86,10 +86,7 @@ class NodeDaemon implements Daemon {
         forward,
         fallback: config.fallback.enabled,
         ineligible: (request) => this.#ineligible(request),
-        pull: async (reference, credentials, signal) => {
-          const site = this.#openSite();
-          return await this.#worksFor(site.facts).puller.pull(reference, site, credentials, signal);
-        },
+        pull: (reference, credentials, signal) => this.#pull(reference, credentials, signal),
         started: () => this.#count(1),
         done: (outcome) => this.#report(outcome),
         registered: (seconds) => options.metrics.stageSeconds.observe({ stage: "register" }, seconds),
@@ -165,11 +162,13 @@ class NodeDaemon implements Daemon {
       : undefined;
   }
 
-  #openSite() {
+  async #pull(reference: string, credentials: Credentials | undefined, signal: AbortSignal): Promise<Pulled> {
     const state = this.#site?.state;
-    if (state?.kind !== "open")
-      throw new PullError("unavailable", "containerd went away", { temporary: true });
-    return state.site;
+    if (state?.kind === "open") {
+      return await this.#worksFor(state.site.facts).puller.pull(reference, state.site, credentials, signal);
+    }
+    const failure = new PullError("unavailable", "containerd went away", { temporary: true });
+    return { failure, [Symbol.asyncDispose]: async () => {} };
   }
 
   #worksFor(facts: ContainerdFacts): Works {

@@ -69,7 +69,7 @@ export interface Puller {
     credentials: Credentials | undefined,
     signal: AbortSignal,
   ): Promise<Pulled>;
-  /** Waits for the work that goes on after answers. */
+  /** Waits until every result was given back and what follows that has ended. */
   settle(): Promise<void>;
 }
 
@@ -81,7 +81,8 @@ class NodePuller implements Puller {
   readonly #options: PullerOptions;
   readonly #work: Work;
   readonly #images = new Sharing<Image>();
-  readonly #afterwards = new Set<Promise<void>>();
+  /** Results that somebody holds, and what goes on after they were given back. */
+  readonly #unsettled = new Set<Promise<void>>();
   #pulls = 0;
 
   constructor(options: PullerOptions) {
@@ -97,6 +98,7 @@ class NodePuller implements Puller {
   ): Promise<Pulled> {
     let share: Share<Image> | undefined;
     let failure: PullError | undefined;
+    const release = this.#hold();
     try {
       const reference = parseReference(text);
       share = this.#join(reference, site, credentials);
@@ -108,12 +110,26 @@ class NodePuller implements Puller {
       failure,
       [Symbol.asyncDispose]: async () => {
         if (share) this.#later(share[Symbol.asyncDispose]());
+        release();
       },
     };
   }
 
   async settle(): Promise<void> {
-    while (this.#afterwards.size > 0) await Promise.all(this.#afterwards);
+    while (this.#unsettled.size > 0) await Promise.all(this.#unsettled);
+  }
+
+  /** Counts as unsettled until the returned function is called. */
+  #hold(): () => void {
+    let release = (): void => {};
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    this.#unsettled.add(held);
+    return () => {
+      this.#unsettled.delete(held);
+      release();
+    };
   }
 
   #join(reference: Reference, site: Site, credentials: Credentials | undefined): Share<Image> {
@@ -143,11 +159,11 @@ class NodePuller implements Puller {
       } catch (error) {
         this.#options.events.warn(PullError.from(error));
       } finally {
-        this.#afterwards.delete(promise);
+        this.#unsettled.delete(promise);
       }
     };
     const promise = watched();
-    this.#afterwards.add(promise);
+    this.#unsettled.add(promise);
   }
 }
 

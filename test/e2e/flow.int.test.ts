@@ -119,6 +119,25 @@ test("when the only caller goes away, the work stops and nothing is left", async
   pause.open();
 });
 
+test("SIGTERM in the middle of a pull: cancelled after ten seconds, cleanly", async () => {
+  await using hawser = await PrivateHawser.start({ containerd: containerd.address });
+  const image = fake.put("flow/terminated:v1", [noise("terminated", 10, 50_000)]);
+  const pause = gate();
+  const layer = image.layers[0]?.digest ?? "";
+  fake.behave = ({ path }) =>
+    path.endsWith(layer) ? { after: 100_000, afterwards: pause.opened } : undefined;
+  const pulling = hawser.cri.pull(image.reference);
+  await eventually(async () => expect(staged().length).toBeGreaterThan(2), "staging");
+  await hawser.stop();
+  expect(await pulling).toHaveProperty("code");
+  expect(hawser.exitCode).toBe(0);
+  // Nobody is left to clear up later: it was done before the end.
+  expect(namesBelow(`${containerd.snapshotterRoot}/io.hawser/staging`)).toEqual([]);
+  expect(namesBelow(`${containerd.root}/root/io.hawser/spool`)).toEqual([]);
+  expect(readState(containerd).leases).toEqual([]);
+  pause.open();
+});
+
 describe("limits", () => {
   test.each([1, 3, 8])("%i blob requests at once on the node, over two images", async (limit) => {
     const config = `[download]\nmax_concurrent = ${limit}\nmax_concurrent_per_image = ${limit}\nmax_concurrent_per_host = ${limit}\nchunk_size = "64KiB"`;
