@@ -3,7 +3,8 @@
 //
 // Names are byte strings: one character per byte ("latin1"), so that names that are not UTF-8 are exact. A name is one
 // path component, and no call follows a symbolic link in it. Results that may fail are numbers: 0 or more for success,
-// a negative errno for failure. A wrong argument throws a TypeError.
+// a negative errno for failure. A wrong argument throws a TypeError. Descriptors that a thread leaves open are closed
+// when it ends.
 
 /** State of one decompression. Made by createGzip or createZstd, and used by one thread. */
 export interface Inflater {
@@ -30,12 +31,15 @@ export interface Binding {
     outputEnd: number,
     results: Float64Array,
   ): number;
+  /** Gives an inflater's memory back at once; it cannot be used any more. Else that waits for garbage collection. */
+  release(inflater: Inflater): void;
 
   /** Opens a directory by its path (the only call that takes one); the descriptor is good for the calls below. */
   openRoot(path: string): number;
   openDirectory(dir: number, name: string): number;
   /** Opens a directory below root by a relative path, following symbolic links as if root were "/". */
   openInRoot(root: number, path: string): number;
+  /** Closes a descriptor that a call of the same thread opened; EBADF for any other. */
   close(fd: number): number;
   /**
    * Puts mode (with type), uid, gid, rdev, atime (s, ns) and mtime (s, ns) into results[0..7]. For an empty name these
@@ -80,11 +84,11 @@ export interface Binding {
   ): number;
   /** For an empty name, of the directory itself. */
   setXattr(dir: number, name: string, key: string, value: Uint8Array): number;
-  /** Keys of the directory's own attributes, each followed by a NUL character. */
-  listXattrs(dir: number): string | number;
-  /** Fills `value` with an attribute of the directory and returns its length; ERANGE when it does not fit. */
-  getXattr(dir: number, key: string, value: Uint8Array): number;
-  /** Removes whatever is there, with all that is below it. */
+  /** Keys of the attributes, each followed by a NUL character. For an empty name, of the directory itself. */
+  listXattrs(dir: number, name: string): string | number;
+  /** Fills `value` with an attribute and returns its length; ERANGE when it does not fit. */
+  getXattr(dir: number, name: string, key: string, value: Uint8Array): number;
+  /** Removes whatever is there, with all that is below it, unless that is over 2048 levels deep (ENAMETOOLONG). */
   removeTree(dir: number, name: string): number;
   /** Gives the calling thread a umask of its own, which is 0. For worker threads: the main thread's is the process's. */
   ownUmask(): number;

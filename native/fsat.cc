@@ -2,10 +2,12 @@
 //
 // Names are single path components: the caller walks paths itself, one component at a time, and no call follows a
 // symbolic link in its last component. Results are non-negative, errors are negative errno numbers; only a caller's
-// mistake throws.
+// mistake throws. Descriptors belong to the environment that opened them: it alone can close them, and what a thread
+// leaves open when it dies is closed then.
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/openat2.h>
 #include <sched.h>
 #include <stdio.h>
@@ -16,6 +18,9 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <new>
+#include <vector>
+
 #include "napi.h"
 
 namespace hawser {
@@ -25,7 +30,46 @@ namespace {
 constexpr size_t kPath = 4096;
 using Name = char[kPath];
 
+// Deepest tree that removeTree takes: the kernel's PATH_MAX allows no deeper one to be made by a path.
+constexpr int kDepthMax = 2048;
+// Resolving again after a rename elsewhere raced with us; openat2(2) asks for that.
+constexpr int kResolveTries = 128;
+
 napi_value outcome(napi_env env, int64_t result) { return number(env, result < 0 ? -errno : result); }
+
+// The descriptors of one environment. Node closes those of node:fs when a worker dies, and no others.
+class Descriptors {
+ public:
+  ~Descriptors() {
+    for (size_t fd = 0; fd < open_.size(); fd++)
+      if (open_[fd]) close(static_cast<int>(fd));
+  }
+
+  int adopt(int fd) {
+    if (fd < 0) return fd;
+    if (open_.size() <= static_cast<size_t>(fd)) open_.resize(static_cast<size_t>(fd) * 2 + 64);
+    open_[static_cast<size_t>(fd)] = true;
+    return fd;
+  }
+
+  int release(int64_t fd) {
+    if (fd < 0 || static_cast<size_t>(fd) >= open_.size() || !open_[static_cast<size_t>(fd)]) return errno = EBADF, -1;
+    open_[static_cast<size_t>(fd)] = false;
+    return close(static_cast<int>(fd));
+  }
+
+  static Descriptors &of(napi_env env) {
+    void *data = nullptr;
+    napi_get_instance_data(env, &data);
+    return *static_cast<Descriptors *>(data);
+  }
+
+ private:
+  std::vector<bool> open_;
+};
+
+// A new descriptor, kept account of, or an error.
+napi_value opened(napi_env env, int fd) { return outcome(env, Descriptors::of(env).adopt(fd)); }
 
 timespec time_at(Args &args, size_t i) {
   return {static_cast<time_t>(args.integer(i)), static_cast<long>(args.integer(i + 1))};
@@ -47,7 +91,7 @@ napi_value open_root(napi_env env, napi_callback_info info) {
   Name path;
   args.name(0, path);
   if (!args.ok()) return nullptr;
-  return outcome(env, open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
+  return opened(env, open(path, O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
 // openDirectory(dir, name)
@@ -57,7 +101,7 @@ napi_value open_directory(napi_env env, napi_callback_info info) {
   int dir = static_cast<int>(args.integer(0));
   args.name(1, name);
   if (!args.ok()) return nullptr;
-  return outcome(env, openat(dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  return opened(env, openat(dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
 }
 
 // openInRoot(root, path): follows symbolic links, all of them as if `root` were "/".
@@ -70,14 +114,19 @@ napi_value open_in_root(napi_env env, napi_callback_info info) {
   open_how how = {};
   how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
   how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-  return outcome(env, syscall(SYS_openat2, root, path, &how, sizeof how));
+  int fd = -1;
+  for (int tries = 0; tries < kResolveTries; tries++) {
+    fd = static_cast<int>(syscall(SYS_openat2, root, path, &how, sizeof how));
+    if (fd >= 0 || (errno != EAGAIN && errno != EINTR)) break;
+  }
+  return opened(env, fd);
 }
 
 napi_value close_fd(napi_env env, napi_callback_info info) {
   Args args(env, info, 1);
-  int fd = static_cast<int>(args.integer(0));
+  int64_t fd = args.integer(0);
   if (!args.ok()) return nullptr;
-  return outcome(env, close(fd));
+  return outcome(env, Descriptors::of(env).release(fd));
 }
 
 // status(dir, name, results): mode, uid, gid, rdev, atime s, atime ns, mtime s, mtime ns. An empty name is dir itself.
@@ -173,7 +222,7 @@ napi_value create_file(napi_env env, napi_callback_info info) {
   int dir = static_cast<int>(args.integer(0));
   args.name(1, name);
   if (!args.ok()) return nullptr;
-  return outcome(env, create_at(dir, name));
+  return opened(env, create_at(dir, name));
 }
 
 // writeFile(fd, bytes, start, end)
@@ -240,6 +289,8 @@ napi_value set_times(napi_env env, napi_callback_info info) {
 
 // There is no setxattrat in the kernels that we must run on; /proc/self/fd leads to the directory without a lookup.
 using ProcPath = char[kPath + 32];
+// Longest key that the kernel takes, with its NUL byte.
+using Key = char[XATTR_NAME_MAX + 1];
 void proc_path(ProcPath &path, int dir, const char *name) {
   snprintf(path, sizeof path, "/proc/self/fd/%d%s%s", dir, *name ? "/" : "", name);
 }
@@ -248,7 +299,7 @@ void proc_path(ProcPath &path, int dir, const char *name) {
 napi_value set_xattr(napi_env env, napi_callback_info info) {
   Args args(env, info, 4);
   Name name;
-  char key[256];
+  Key key;
   ProcPath path;
   int dir = static_cast<int>(args.integer(0));
   args.name(1, name);
@@ -260,42 +311,52 @@ napi_value set_xattr(napi_env env, napi_callback_info info) {
                             : setxattr(path, key, value.data, value.size, 0));
 }
 
-// listXattrs(dir): the keys of a directory, joined by NUL bytes, or a number.
+// listXattrs(dir, name): the keys, each followed by a NUL byte, or a number. An empty name is dir itself.
 napi_value list_xattrs(napi_env env, napi_callback_info info) {
-  Args args(env, info, 1);
+  Args args(env, info, 2);
   static thread_local char keys[XATTR_LIST_MAX];
+  Name name;
   ProcPath path;
   int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
   if (!args.ok()) return nullptr;
-  proc_path(path, dir, "");
-  ssize_t length = listxattr(path, keys, sizeof keys);
+  proc_path(path, dir, name);
+  ssize_t length = *name ? llistxattr(path, keys, sizeof keys) : listxattr(path, keys, sizeof keys);
   if (length < 0) return number(env, -errno);
   napi_value text = nullptr;
   napi_create_string_latin1(env, keys, static_cast<size_t>(length), &text);
   return text;
 }
 
-// getXattr(dir, key, value): the value's length, or a negative errno.
+// getXattr(dir, name, key, value): the value's length, or a negative errno. An empty name is dir itself.
 napi_value get_xattr(napi_env env, napi_callback_info info) {
-  Args args(env, info, 3);
-  char key[256];
+  Args args(env, info, 4);
+  Name name;
+  Key key;
   ProcPath path;
   int dir = static_cast<int>(args.integer(0));
-  args.name(1, key);
-  Bytes value = args.bytes(2);
+  args.name(1, name);
+  args.name(2, key);
+  Bytes value = args.bytes(3);
   if (!args.ok()) return nullptr;
-  proc_path(path, dir, "");
-  return outcome(env, getxattr(path, key, value.data, value.size));
+  proc_path(path, dir, name);
+  return outcome(env, *name ? lgetxattr(path, key, value.data, value.size)
+                            : getxattr(path, key, value.data, value.size));
 }
 
-// Removes what is at name, whatever it is. Depth is bounded by the descriptors that the process may have.
-int remove_at(int dir, const char *name) {
+// Removes what is at name, whatever it is.
+int remove_at(int dir, const char *name, int depth) {
   if (!unlinkat(dir, name, 0)) return 0;
   if (errno != EISDIR && errno != EPERM) return -1;
+  if (depth == kDepthMax) return errno = ENAMETOOLONG, -1;
   int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) return -1;
   DIR *entries = fdopendir(fd);
-  if (!entries) return close(fd), -1;
+  if (!entries) {
+    int error = errno;
+    close(fd);
+    return errno = error, -1;
+  }
   int result = 0;
   while (!result) {
     errno = 0;
@@ -305,7 +366,7 @@ int remove_at(int dir, const char *name) {
       break;
     }
     if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
-    result = remove_at(dirfd(entries), entry->d_name);
+    result = remove_at(dirfd(entries), entry->d_name, depth + 1);
   }
   int error = errno;
   closedir(entries);
@@ -320,7 +381,7 @@ napi_value remove_tree(napi_env env, napi_callback_info info) {
   int dir = static_cast<int>(args.integer(0));
   args.name(1, name);
   if (!args.ok()) return nullptr;
-  return outcome(env, remove_at(dir, name));
+  return outcome(env, remove_at(dir, name, 0));
 }
 
 // ownUmask(): gives the calling thread a umask of its own, 0, so that modes are what they are asked to be.
@@ -333,6 +394,13 @@ napi_value own_umask(napi_env env, napi_callback_info) {
 }  // namespace
 
 void define_fsat(napi_env env, napi_value exports) {
+  auto *descriptors = new (std::nothrow) Descriptors();
+  auto finalize = [](napi_env, void *data, void *) { delete static_cast<Descriptors *>(data); };
+  if (!descriptors || napi_set_instance_data(env, descriptors, finalize, nullptr) != napi_ok) {
+    delete descriptors;
+    napi_throw_error(env, "ERR_MEMORY", "no memory for descriptors");
+    return;
+  }
   define(env, exports, "openRoot", open_root);
   define(env, exports, "openDirectory", open_directory);
   define(env, exports, "openInRoot", open_in_root);

@@ -22,12 +22,12 @@ class Args {
 
   Args(napi_env env, napi_callback_info info, size_t expected) : env_(env) {
     size_t count = kMax;
-    ok_ = napi_get_cb_info(env, info, &count, values_, &self_, nullptr) == napi_ok && count >= expected;
+    ok_ = napi_get_cb_info(env, info, &count, values_, nullptr, nullptr) == napi_ok && count >= expected;
     if (!ok_) fail("too few arguments");
   }
 
   bool ok() const { return ok_; }
-  napi_value self() const { return self_; }
+  napi_value value(size_t i) const { return values_[i]; }
 
   int64_t integer(size_t i) {
     int64_t value = 0;
@@ -100,7 +100,6 @@ class Args {
  private:
   napi_env env_;
   napi_value values_[kMax] = {};
-  napi_value self_ = nullptr;
   bool ok_ = false;
   bool thrown_ = false;
 };

@@ -140,6 +140,14 @@ export function waitForBytes(view: SpoolView, position: number, isCancelled: () 
   }
 }
 
+/** Whether waitForBytes would return or throw at once: for a reader that has other things to do meanwhile. */
+export function isReady(view: SpoolView, position: number): boolean {
+  const cells = new BigInt64Array(view.shared);
+  const watermark = Number(Atomics.load(cells, slots.watermark));
+  const isFilling = Atomics.load(cells, slots.state) === states.filling;
+  return watermark > position || watermark === view.sizeBytes || !isFilling;
+}
+
 function skip(pieces: readonly Uint8Array[], bytes: number): Uint8Array[] {
   const rest: Uint8Array[] = [];
   for (const piece of pieces) {

@@ -5,13 +5,16 @@
 
 import { constants } from "node:os";
 import type { Binding } from "../native.ts";
+import type { Times } from "./directories.ts";
 import type { Entry, EntrySink } from "./entry.ts";
 import { corrupt } from "./header.ts";
-import { check, type Directory, type Kind, pathOf, systemError, type Tree } from "./tree.ts";
+import { check, type Directory, type Kind, parentOf, systemError, type Tree } from "./tree.ts";
 
 const { EEXIST, ENOTSUP, EPERM } = constants.errno;
 const whiteoutPrefix = ".wh.";
 const opaqueWhiteout = ".wh..wh..opq";
+/** The kernel's XATTR_NAME_MAX. */
+const xattrKeyBytesMax = 255;
 const nodeTypes = { char: 0o020000, block: 0o060000, fifo: 0o010000 } as const;
 
 interface Place {
@@ -29,8 +32,6 @@ export class Applier implements EntrySink, Disposable {
   readonly #native: Binding;
   readonly #tree: Tree;
   readonly #isBase: boolean;
-  /** Directories that the archive named, in its order: their times are set once nothing more is put into them. */
-  readonly #directories = new Map<string, Entry>();
   #file: OpenFile | undefined;
 
   constructor(native: Binding, tree: Tree, isBase: boolean) {
@@ -76,20 +77,28 @@ export class Applier implements EntrySink, Disposable {
     this.#describe(file.entry, file);
   }
 
-  /** After the last entry: directories get the times that the archive gives them. */
+  /** After the last entry, when nothing more is put into them: directories get the times that the archive gives them. */
   complete(): void {
-    for (const [path, entry] of this.#directories) {
-      const slash = path.lastIndexOf("/");
-      const at = this.#tree.directory(path.slice(0, Math.max(0, slash)), false);
-      this.#setTimes(entry, { at, name: path.slice(slash + 1) });
-    }
+    this.#tree.directories.forEachNamed((path, times) => {
+      this.#tree.trim();
+      this.#setTimes(times, this.#placeOf(path));
+    });
+  }
+
+  #placeOf(path: string): Place {
+    const parent = parentOf(path);
+    const name = parent === "" ? path : path.slice(parent.length + 1);
+    return { at: this.#tree.directory(parent, false), name };
   }
 
   /** Where an entry goes, or undefined for the root itself, whose attributes are not the archive's to set. */
   #place(entry: Entry): Place | undefined {
     this.#tree.trim();
     const { parent, name } = split(entry.name);
-    return name === "" ? undefined : { at: this.#tree.directory(parent, true), name };
+    if (name === "") return undefined;
+    const at = this.#tree.directory(parent, true);
+    this.#tree.pathOf(at, name);
+    return { at, name };
   }
 
   #putFile(entry: Entry, place: Place, buffer: Buffer, start: number, end: number): void {
@@ -122,20 +131,18 @@ export class Applier implements EntrySink, Disposable {
 
   #putDirectory(entry: Entry, place: Place): void {
     const { at, name } = place;
-    const path = pathOf(at, name);
     const made = this.#native.makeDirectory(at.fd, name, entry.mode);
     if (made === -EEXIST) this.#mergeDirectory(entry, place);
     else check(made, describe("making directory", place));
-    this.#tree.named(path);
     this.#describe(entry, place);
-    this.#directories.delete(path);
-    this.#directories.set(path, entry);
+    const { mtime, atime } = entry;
+    this.#tree.directories.name(this.#tree.pathOf(at, name), { mtime, atime });
   }
 
   #mergeDirectory(entry: Entry, place: Place): void {
     const kind = this.#tree.kind(place.at, place.name);
     if (kind === "directory") return;
-    this.#remove(place);
+    this.#tree.remove(place.at, place.name);
     const made = this.#native.makeDirectory(place.at.fd, place.name, entry.mode);
     check(made, describe("making directory", place));
     if (kind === "whiteout" && !this.#isBase) this.#tree.makeOpaque(place.at, place.name);
@@ -178,19 +185,11 @@ export class Applier implements EntrySink, Disposable {
   #make(place: Place, make: () => number): number {
     let made = make();
     if (made === -EEXIST) {
-      this.#remove(place);
+      this.#tree.remove(place.at, place.name);
       made = make();
     }
     if (made < 0) throw systemError(made, describe("making", place));
     return made;
-  }
-
-  #remove(place: Place): void {
-    this.#tree.remove(place.at, place.name);
-    const path = pathOf(place.at, place.name);
-    for (const directory of this.#directories.keys()) {
-      if (directory === path || directory.startsWith(`${path}/`)) this.#directories.delete(directory);
-    }
   }
 
   /** Owner, extended attributes, mode, times: chown clears setuid bits and capabilities, so it goes first. */
@@ -212,6 +211,8 @@ export class Applier implements EntrySink, Disposable {
   }
 
   #setXattr(entry: Entry, place: Place, key: string, value: Buffer): void {
+    if (key.length === 0 || key.length > xattrKeyBytesMax)
+      throw corrupt("an extended attribute without a usable name");
     // trusted.* would speak to overlayfs in the archive's name.
     if (key.startsWith("trusted.")) return;
     const status = this.#native.setXattr(place.at.fd, place.name, key, value);
@@ -220,8 +221,7 @@ export class Applier implements EntrySink, Disposable {
     check(status, describe(`setting ${JSON.stringify(key)} of`, place));
   }
 
-  #setTimes(entry: Entry, place: Place): void {
-    const { mtime, atime } = entry;
+  #setTimes({ mtime, atime }: Times, place: Place): void {
     const { at, name } = place;
     const status = this.#native.setTimes(
       at.fd,
@@ -247,7 +247,7 @@ export class Applier implements EntrySink, Disposable {
       throw corrupt(`invalid whiteout name: ${JSON.stringify(name)}`);
     const kind = this.#tree.kind(at, hidden);
     if (this.#isBase) {
-      if (kind !== "absent") this.#remove({ at, name: hidden });
+      if (kind !== "absent") this.#tree.remove(at, hidden);
     } else {
       this.#hide(entry, { at, name: hidden }, kind);
     }
@@ -268,13 +268,9 @@ export class Applier implements EntrySink, Disposable {
       this.#tree.makeOpaque(at, "");
       return;
     }
-    const prefix = at.path === "" ? "" : `${at.path}/`;
-    for (const { path, named } of this.#tree.implicitDirectories) {
-      if (named || !path.startsWith(prefix) || path === at.path) continue;
-      const slash = path.lastIndexOf("/");
-      const parent = this.#tree.directory(path.slice(0, Math.max(0, slash)), false);
-      const name = path.slice(slash + 1);
-      if (this.#tree.kind(parent, name) === "directory") this.#remove({ at: parent, name });
+    for (const path of this.#tree.directories.unnamedBelow(at.path)) {
+      const place = this.#placeOf(path);
+      this.#tree.remove(place.at, place.name);
     }
   }
 }
@@ -291,5 +287,5 @@ export function split(path: string): { readonly parent: string; readonly name: s
 }
 
 function describe(doing: string, place: Place): string {
-  return `${doing} ${JSON.stringify(pathOf(place.at, place.name))}`;
+  return `${doing} ${JSON.stringify(`${place.at.path}/${place.name}`)}`;
 }

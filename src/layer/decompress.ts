@@ -9,10 +9,23 @@ import type { Packing } from "../oci/media.ts";
 /** Takes buffer[start, end); must be done with it before it returns. */
 export type Output = (buffer: Buffer, start: number, end: number) => void;
 
-export interface Decompressor {
+export interface Decompressor extends Disposable {
   push(buffer: Buffer, start: number, end: number): void;
   /** The blob is over. Throws `corrupt` when the compressed stream is not. */
   end(): void;
+}
+
+/** For a blob that is the tar stream itself. */
+export class PassThrough implements Decompressor {
+  readonly push: Output;
+
+  constructor(output: Output) {
+    this.push = output;
+  }
+
+  end(): void {}
+
+  [Symbol.dispose](): void {}
 }
 
 /** How a stream is compressed. */
@@ -58,6 +71,10 @@ export class Sniffer implements Decompressor {
     this.#inner?.end();
   }
 
+  [Symbol.dispose](): void {
+    this.#inner?.[Symbol.dispose]();
+  }
+
   #decide(): void {
     const head = this.#head;
     this.#inner = this.#open(sniff(head));
@@ -74,7 +91,7 @@ export function openNative(native: Binding, compression: Compression, output: Ou
     case "zstd":
       return new NativeInflate(native, native.createZstd(), compression, output);
     case "none":
-      return { push: output, end: () => {} };
+      return new PassThrough(output);
   }
 }
 
@@ -96,24 +113,32 @@ class NativeInflate implements Decompressor {
 
   push(buffer: Buffer, start: number, end: number): void {
     let at = start;
+    let filled = 0;
     for (;;) {
+      const room = outputBytes - filled;
       const status = this.#native.inflate(
         this.#inflater,
         buffer,
         at,
         end,
         this.#buffer,
-        0,
+        filled,
         outputBytes,
         this.#counts,
       );
       if (status < 0) throw new PullError("corrupt", `the layer is not valid ${this.#compression}`);
       const [consumed = 0, produced = 0] = this.#counts;
       at += consumed;
-      if (produced > 0) this.#output(this.#buffer, 0, produced);
+      filled += produced;
       this.#atBoundary = status === 1;
-      // A full output buffer may have left more inside of the decompressor.
-      if (at === end && produced < outputBytes) return;
+      // A full output buffer may have left more inside of the decompressor, whose input is all consumed.
+      const isDone = at === end && produced < room;
+      // Pieces of many small members go out together.
+      if (filled > 0 && (isDone || filled === outputBytes)) {
+        this.#output(this.#buffer, 0, filled);
+        filled = 0;
+      }
+      if (isDone) return;
       if (consumed === 0 && produced === 0)
         throw new PullError("corrupt", `the ${this.#compression} stream is stuck`);
     }
@@ -121,5 +146,9 @@ class NativeInflate implements Decompressor {
 
   end(): void {
     if (!this.#atBoundary) throw new PullError("corrupt", `the ${this.#compression} stream is truncated`);
+  }
+
+  [Symbol.dispose](): void {
+    this.#native.release(this.#inflater);
   }
 }

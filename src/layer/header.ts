@@ -33,10 +33,11 @@ export function readHeader(block: Buffer, at: number): RawHeader {
   const isGnu = magic === "ustar  \0";
   const isStar = isUstar && block.toString("latin1", at + 508, at + 512) === "tar\0";
   const name = text(block, at, 100);
-  const prefix = isUstar ? text(block, at + 345, isStar ? 131 : 155) : "";
+  const gnu = isGnu ? gnuFields(block, at) : { prefix: "", atime: undefined };
+  const prefix = isUstar ? text(block, at + 345, isStar ? 131 : 155) : gnu.prefix;
   const typeflag = String.fromCharCode(block[at + 156] ?? 0);
   const hasDevice = isUstar || isGnu;
-  const atimeAt = isStar ? at + 476 : isGnu && block[at + 345] !== 0 ? at + 345 : undefined;
+  const atime = isStar ? { seconds: number(block, at + 476, 12), nanoseconds: 0 } : gnu.atime;
   return {
     typeflag,
     name: prefix === "" ? name : `${prefix}/${name}`,
@@ -46,10 +47,32 @@ export function readHeader(block: Buffer, at: number): RawHeader {
     gid: number(block, at + 116, 8),
     sizeBytes: size(number(block, at + 124, 12)),
     mtime: { seconds: number(block, at + 136, 12), nanoseconds: 0 },
-    atime: atimeAt === undefined ? undefined : { seconds: number(block, atimeAt, 12), nanoseconds: 0 },
+    atime,
     major: hasDevice ? number(block, at + 329, 8) : 0,
     minor: hasDevice ? number(block, at + 337, 8) : 0,
   };
+}
+
+/**
+ * GNU has times where ustar has its prefix. Go before 1.8 wrote prefixes there all the same, into images that are still
+ * around; so what is no time and is ASCII is taken for one, as Go's reader does (golang.org/issue/12594).
+ */
+function gnuFields(block: Buffer, at: number): { readonly prefix: string; readonly atime: Time | undefined } {
+  try {
+    // The ctime behind it is not used, but tells a prefix from times.
+    if (block[at + 357] !== 0) number(block, at + 357, 12);
+    const atime =
+      block[at + 345] === 0 ? undefined : { seconds: number(block, at + 345, 12), nanoseconds: 0 };
+    return { prefix: "", atime };
+  } catch {
+    const prefix = text(block, at + 345, 155);
+    return { prefix: isAscii(prefix) ? prefix : "", atime: undefined };
+  }
+}
+
+function isAscii(value: string): boolean {
+  for (let index = 0; index < value.length; index++) if (value.charCodeAt(index) >= 0x80) return false;
+  return true;
 }
 
 /** A size that can be counted with; throws `corrupt` for a negative or absurd one. */

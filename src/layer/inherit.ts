@@ -103,13 +103,13 @@ class Inheritance {
   }
 
   #copyXattrs(from: number, to: number, onlyMissing: boolean): void {
-    const keys = this.#native.listXattrs(from);
+    const keys = this.#native.listXattrs(from, "");
     if (keys === -ENOTSUP) return;
     if (typeof keys === "number") throw systemError(keys, "listing a directory's attributes");
     for (const key of keys.split("\0")) {
       if (key === "" || key.startsWith("trusted.")) continue;
-      if (onlyMissing && this.#native.getXattr(to, key, this.#value) !== -ENODATA) continue;
-      const length = this.#native.getXattr(from, key, this.#value);
+      if (onlyMissing && this.#native.getXattr(to, "", key, this.#value) !== -ENODATA) continue;
+      const length = this.#native.getXattr(from, "", key, this.#value);
       if (length < 0) throw systemError(length, "reading a directory's attribute");
       const status = this.#native.setXattr(to, "", key, this.#value.subarray(0, length));
       if (status !== -ENOTSUP) check(status, "setting a directory's attribute");

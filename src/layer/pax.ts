@@ -5,24 +5,20 @@ import type { Entry, EntryType, Time } from "./entry.ts";
 import { corrupt, type RawHeader, size, text } from "./header.ts";
 
 const xattrPrefix = "SCHILY.xattr.";
+const epoch: Time = { seconds: 0, nanoseconds: 0 };
 /** 2^63 - 1 nanoseconds, the last moment that containerd applies; others become 1970 (reference 4.2, step 8). */
-const secondsMax = 9_223_372_036;
+const lastMoment: Time = { seconds: 9_223_372_036, nanoseconds: 854_775_807 };
+
+const namingKeys = new Set(["path", "linkpath", "uname", "gname"]);
+const decimalPattern = /^\+?\d+$/;
 
 /** Collected from the extended headers in front of one entry, then applied to its own header. */
 export class Overrides {
   #records = new Map<string, string>();
   #name = "";
   #linkName = "";
-  #any = false;
-
-  /** True when no extended header waits for its entry. A global one ("g") waits for none: Go ignores it. */
-  get empty(): boolean {
-    return !this.#any;
-  }
 
   add(typeflag: string, body: Buffer): void {
-    if (typeflag === "g") return;
-    this.#any = true;
     if (typeflag === "L") this.#name = text(body, 0, body.length);
     else if (typeflag === "K") this.#linkName = text(body, 0, body.length);
     else this.#records = parseRecords(body);
@@ -40,8 +36,8 @@ export class Overrides {
     };
     const name = this.#name || records.get("path") || raw.name;
     const type = typeOf(raw.typeflag, name);
-    const mtime = bounded(time(records.get("mtime")) ?? raw.mtime);
-    const atime = bounded(time(records.get("atime")) ?? raw.atime ?? mtime);
+    const mtime = time(records.get("mtime")) ?? raw.mtime;
+    const atime = time(records.get("atime")) ?? raw.atime ?? mtime;
     return {
       type,
       name,
@@ -51,8 +47,8 @@ export class Overrides {
       gid: number("gid", raw.gid),
       // Only files have content, whatever their header claims.
       sizeBytes: type === "file" ? size(number("size", raw.sizeBytes)) : 0,
-      mtime,
-      atime: isBefore(atime, mtime) ? mtime : atime,
+      mtime: bounded(mtime),
+      atime: bounded(isBefore(atime, mtime) ? mtime : atime),
       major: raw.major,
       minor: raw.minor,
       xattrs: xattrs(records),
@@ -61,12 +57,13 @@ export class Overrides {
 }
 
 /** "%d %s=%s\n" after one another; the number counts the whole record (POSIX.1-2017, pax, "pax Extended Header"). */
-function parseRecords(body: Buffer): Map<string, string> {
+export function parseRecords(body: Buffer): Map<string, string> {
   const records = new Map<string, string>();
   for (let at = 0; at < body.length; ) {
     const space = body.indexOf(0x20, at);
-    const lengthText = body.toString("latin1", at, space);
-    const length = /^\d{1,7}$/.test(lengthText) ? Number(lengthText) : 0;
+    const length = Number(
+      decimalPattern.exec(body.toString("latin1", at, Math.min(space, at + 8)))?.[0] ?? 0,
+    );
     const end = at + length;
     const equals = body.indexOf(0x3d, space);
     if (space < 0 || equals < 0 || equals >= end || end > body.length || body[end - 1] !== 0x0a) {
@@ -74,8 +71,9 @@ function parseRecords(body: Buffer): Map<string, string> {
     }
     const key = body.toString("latin1", space + 1, equals);
     const value = body.toString("latin1", equals + 1, end - 1);
-    if (key === "" || (!key.startsWith(xattrPrefix) && value.includes("\0")))
-      throw corrupt("a malformed pax record");
+    // Go's reader: no NUL in what names something, nor in any other key.
+    const named = namingKeys.has(key) ? value : key;
+    if (key === "" || named.includes("\0")) throw corrupt("a malformed pax record");
     records.set(key, value);
     at = end;
   }
@@ -115,7 +113,7 @@ function typeOf(typeflag: string, name: string): EntryType {
 }
 
 function decimal(value: string): number {
-  const number = /^-?\d{1,19}$/.test(value) ? Number(value) : Number.NaN;
+  const number = /^[+-]?\d{1,19}$/.test(value) ? Number(value) : Number.NaN;
   if (!Number.isSafeInteger(number)) throw corrupt("a pax number that is out of range");
   return number;
 }
@@ -123,18 +121,19 @@ function decimal(value: string): number {
 /** Seconds with an optional fraction, of which nine digits count. */
 function time(value: string | undefined): Time | undefined {
   if (!value) return undefined;
-  const match = /^(-?\d{1,15})(?:\.(\d*))?$/.exec(value);
+  const match = /^([+-]?\d{1,15})(?:\.(\d*))?$/.exec(value);
   if (!match) throw corrupt("a malformed pax time");
-  const fraction = (match[2] ?? "").slice(0, 9).padEnd(9, "0");
-  const isNegative = value.startsWith("-");
-  return {
-    seconds: isNegative ? Math.min(-1, Number(match[1])) : Number(match[1]),
-    nanoseconds: Number(fraction),
-  };
+  const nanoseconds = Number((match[2] ?? "").slice(0, 9).padEnd(9, "0"));
+  const seconds = Number(match[1]);
+  // A fraction counts away from zero: -1.25 is three quarters of a second after -2.
+  if (value.startsWith("-") && nanoseconds > 0) {
+    return { seconds: seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds };
+  }
+  return { seconds, nanoseconds };
 }
 
 function bounded(moment: Time): Time {
-  return moment.seconds < 0 || moment.seconds >= secondsMax ? { seconds: 0, nanoseconds: 0 } : moment;
+  return isBefore(moment, epoch) || isBefore(lastMoment, moment) ? epoch : moment;
 }
 
 function isBefore(a: Time, b: Time): boolean {

@@ -4,11 +4,11 @@
 // middle of a layer: it is asked through shared memory to stop, and does so between two chunks.
 
 import { Piscina } from "piscina";
-import { PullError, throwIfAborted } from "../errors.ts";
+import { abortError, PullError, throwIfAborted } from "../errors.ts";
 import { loadNative } from "../native.ts";
 import { inheritNative, inheritPortable } from "./inherit.ts";
 import type { ImplicitDirectory, LayerEngine, LayerJob, UnpackedLayer } from "./layer.ts";
-import type { Outcome, Task } from "./worker.ts";
+import { type Outcome, phases, type Task } from "./task.ts";
 
 export interface EngineOptions {
   readonly engine: "native" | "portable";
@@ -27,6 +27,8 @@ class WorkerEngine implements LayerEngine {
   readonly name: "native" | "portable";
   readonly #pool: Piscina<Task, Outcome>;
   readonly #inherit: LayerEngine["inherit"];
+  readonly #running = new Set<Promise<Outcome>>();
+  #isClosed = false;
 
   constructor(options: EngineOptions) {
     this.name = options.engine;
@@ -47,18 +49,23 @@ class WorkerEngine implements LayerEngine {
 
   async unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer> {
     throwIfAborted(signal);
-    const cancel = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
-    const onAbort = (): void => {
-      Atomics.store(new Int32Array(cancel), 0, 1);
-    };
-    signal.addEventListener("abort", onAbort, { once: true });
+    if (this.#isClosed) throw new PullError("cancelled", "the layer engine is closed");
+    const task = { engine: this.name, job, phase: new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT) };
+    const run = this.#run(task);
+    this.#running.add(run);
+    run.finally(() => this.#running.delete(run)).catch(() => {});
+    const outcome = await whileWaiting(run, task.phase, signal);
+    if (outcome.kind === "unpacked") return outcome.layer;
+    throwIfAborted(signal);
+    throw new PullError(outcome.code, outcome.message);
+  }
+
+  async #run(task: Task): Promise<Outcome> {
     try {
-      const outcome = await this.#pool.run({ engine: this.name, job, cancel });
-      if (outcome.kind === "unpacked") return outcome.layer;
-      throwIfAborted(signal);
-      throw new PullError(outcome.code, outcome.message);
-    } finally {
-      signal.removeEventListener("abort", onAbort);
+      return await this.#pool.run(task);
+    } catch (error) {
+      // The worker itself failed.
+      throw PullError.from(error);
     }
   }
 
@@ -71,6 +78,28 @@ class WorkerEngine implements LayerEngine {
   }
 
   async close(): Promise<void> {
+    this.#isClosed = true;
+    // The pool would wait for so long only, and then end its workers in the middle of a layer.
+    await Promise.allSettled(this.#running);
     await this.#pool.close();
   }
+}
+
+/**
+ * A task's outcome. When the signal is aborted a task that runs is asked to stop and still waited for, since it writes
+ * until then; one that has not begun will not, and is left at once.
+ */
+async function whileWaiting(
+  run: Promise<Outcome>,
+  phase: SharedArrayBuffer,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  const cell = new Int32Array(phase);
+  return await new Promise<Outcome>((resolve, reject) => {
+    const onAbort = (): void => {
+      if (Atomics.exchange(cell, 0, phases.cancelled) === phases.waiting) reject(abortError(signal));
+    };
+    signal.addEventListener("abort", onAbort, { once: true });
+    run.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+  });
 }

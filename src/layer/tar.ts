@@ -7,13 +7,13 @@
 import { PullError } from "../errors.ts";
 import type { Entry, EntrySink } from "./entry.ts";
 import { isZeroBlock, type RawHeader, readHeader } from "./header.ts";
-import { Overrides } from "./pax.ts";
+import { Overrides, parseRecords } from "./pax.ts";
 
 const blockBytes = 512;
 /** Go's limit on long names and pax headers. */
 const extendedBytesMax = 1024 * 1024;
-/** The kernel's PATH_MAX; no entry with a longer name could ever be made. */
-const nameBytesMax = 4096;
+/** The kernel's PATH_MAX without its NUL byte; nothing with a longer name or target could ever be made. */
+const nameBytesMax = 4095;
 
 type State =
   /** Between entries; `zeroBlocks` is how many of the two that end an archive were seen. */
@@ -25,9 +25,8 @@ type State =
   | {
       readonly kind: "extended";
       readonly type: string;
-      readonly parts: Buffer[];
+      readonly body: Buffer;
       leftBytes: number;
-      readonly padBytes: number;
     }
   /** Past the end; what follows belongs to the stream but not to the archive. */
   | { readonly kind: "ended" };
@@ -50,18 +49,31 @@ export class TarParser {
     return this.#entries;
   }
 
-  /** Parses buffer[start, end); the buffer may be reused afterwards. */
-  feed(buffer: Buffer, start: number, end: number): void {
+  /**
+   * Parses buffer[start, end); the buffer may be reused afterwards. Returns where the archive ends in it, or `end` when
+   * it goes on.
+   */
+  feed(buffer: Buffer, start: number, end: number): number {
     let at = start;
-    while (at < end) at = this.#step(buffer, at, end);
+    while (at < end && this.#state.kind !== "ended") at = this.#step(buffer, at, end);
+    return at;
   }
 
-  /** Says that the stream is over. Throws `corrupt` when it ended inside an entry. */
+  /** Says that the stream is over. Throws `corrupt` when it ended inside a header or an entry's content. */
   end(): void {
-    const { kind } = this.#state;
-    if (kind === "ended") return;
-    // Go takes the end of the stream at a header's place as the end of the archive, if nothing of a header was read.
-    if (kind === "header" && this.#partialBytes === 0 && this.#overrides.empty) return;
+    switch (this.#state.kind) {
+      case "ended":
+      // Go does not miss the padding of the last entry.
+      case "padding":
+        return;
+      case "header":
+        // The end of the stream in a header's place is the end of the archive, if nothing of a header was read.
+        if (this.#partialBytes === 0) return;
+        break;
+      case "content":
+      case "extended":
+        break;
+    }
     throw new PullError("corrupt", "the archive is truncated");
   }
 
@@ -88,11 +100,11 @@ export class TarParser {
       }
       case "extended": {
         const next = Math.min(end, at + state.leftBytes);
-        state.parts.push(Buffer.from(buffer.subarray(at, next)));
+        buffer.copy(state.body, state.body.length - state.leftBytes, at, next);
         state.leftBytes -= next - at;
         if (state.leftBytes === 0) {
-          this.#overrides.add(state.type, Buffer.concat(state.parts));
-          this.#skipPadding(state.padBytes);
+          this.#override(state.type, state.body);
+          this.#skipPadding(padding(state.body.length));
         }
         return next;
       }
@@ -139,11 +151,20 @@ export class TarParser {
   #extended(raw: RawHeader, at: number): number {
     if (raw.sizeBytes > extendedBytesMax)
       throw new PullError("corrupt", "an extended header is over 1 MiB long");
-    const leftBytes = raw.sizeBytes;
-    const padBytes = padding(leftBytes);
-    if (leftBytes === 0) this.#overrides.add(raw.typeflag, Buffer.alloc(0));
-    else this.#state = { kind: "extended", type: raw.typeflag, parts: [], leftBytes, padBytes };
+    const body = Buffer.allocUnsafe(raw.sizeBytes);
+    if (body.length === 0) this.#override(raw.typeflag, body);
+    else this.#state = { kind: "extended", type: raw.typeflag, body, leftBytes: body.length };
     return at;
+  }
+
+  /** A global header must be well-formed and changes nothing, but Go forgets what came before it. */
+  #override(type: string, body: Buffer): void {
+    if (type === "g") {
+      parseRecords(body);
+      this.#overrides = new Overrides();
+    } else {
+      this.#overrides.add(type, body);
+    }
   }
 
   #entry(entry: Entry, buffer: Buffer, at: number, end: number): number {

@@ -8,8 +8,8 @@
 import { constants } from "node:os";
 import { PullError } from "../errors.ts";
 import type { Binding } from "../native.ts";
+import { Directories } from "./directories.ts";
 import { corrupt } from "./header.ts";
-import type { ImplicitDirectory } from "./layer.ts";
 
 /** An open directory of the tree. */
 export interface Directory {
@@ -23,10 +23,15 @@ export type Kind = "absent" | "directory" | "symlink" | "file" | "other" | "whit
 
 /** Most symbolic links on one path, as in the kernel. */
 const linksMax = 40;
-/** Directories that one layer keeps open from entry to entry. */
+/** Most components on one path, those of links' targets included; more are only ever made to keep us busy. */
+const stepsMax = 4096;
+/** The kernel's PATH_MAX without its NUL byte. */
+const pathBytesMax = 4095;
+/** Directories that one layer keeps open from entry to entry, and paths that it remembers the way of. */
 const openMax = 256;
+const resolvedMax = 4096;
 
-const { EEXIST, ELOOP, ENOENT, ENOTDIR } = constants.errno;
+const { ELOOP, ENOENT, ENOTDIR } = constants.errno;
 const fileTypes = { mask: 0o170000, directory: 0o040000, symlink: 0o120000, file: 0o100000, char: 0o020000 };
 
 export class Tree implements Disposable {
@@ -36,24 +41,18 @@ export class Tree implements Disposable {
   readonly #open = new Map<string, Directory>();
   /** By the archive's own path; emptied together with #open. */
   readonly #resolved = new Map<string, Directory>();
-  /** Implicit directories by real path; true once the archive has named them. */
-  readonly #implicit = new Map<string, boolean>();
   readonly #stat = new Float64Array(8);
+  readonly #pathBytesMax: number;
+  readonly directories = new Directories();
 
   /** Throws `internal` when the root cannot be opened. */
   constructor(native: Binding, root: string) {
     this.#native = native;
-    const fd = native.openRoot(Buffer.from(root).toString("latin1"));
+    const path = Buffer.from(root).toString("latin1");
+    const fd = native.openRoot(path);
     if (fd < 0) throw systemError(fd, "opening the staging directory");
     this.#root = { fd, path: "" };
-  }
-
-  get root(): Directory {
-    return this.#root;
-  }
-
-  get implicitDirectories(): ImplicitDirectory[] {
-    return [...this.#implicit].map(([path, named]) => ({ path, named }));
+    this.#pathBytesMax = pathBytesMax - path.length - 1;
   }
 
   [Symbol.dispose](): void {
@@ -76,7 +75,7 @@ export class Tree implements Disposable {
 
   /** Between two entries, when no directory is in use: lets go of descriptors once there are many. */
   trim(): void {
-    if (this.#open.size >= openMax) this.#closeAll();
+    if (this.#open.size >= openMax || this.#resolved.size >= resolvedMax) this.#closeAll();
   }
 
   kind(at: Directory, name: string): Kind {
@@ -97,26 +96,32 @@ export class Tree implements Disposable {
     }
   }
 
-  /** Removes what is there, with all below it, and forgets whatever was known of paths. */
-  remove(at: Directory, name: string): void {
-    this.#closeOthers(at);
-    check(this.#native.removeTree(at.fd, name), "removing an entry that is replaced");
-    const path = pathOf(at, name);
-    for (const implicit of this.#implicit.keys()) {
-      if (implicit === path || implicit.startsWith(`${path}/`)) this.#implicit.delete(implicit);
-    }
+  /**
+   * A path of the tree, as the system's calls on paths could take it below the root. A longer one could be made here
+   * but not by containerd, and not be removed again by paths; it is `corrupt`.
+   */
+  pathOf(at: Directory, name: string): string {
+    const path = at.path === "" ? name : `${at.path}/${name}`;
+    if (path.length > this.#pathBytesMax) throw corrupt(`a path of ${path.length} bytes`);
+    return path;
   }
 
-  /** The archive names this directory itself. */
-  named(path: string): void {
-    if (this.#implicit.has(path)) this.#implicit.set(path, true);
+  /** Removes what is there, with all below it, and forgets whatever was known of paths through it. */
+  remove(at: Directory, name: string): void {
+    const kind = this.kind(at, name);
+    if (kind === "directory" || kind === "symlink") this.#closeOthers(at);
+    check(this.#native.removeTree(at.fd, name), "removing an entry that is replaced");
+    if (kind === "directory") this.directories.remove(this.pathOf(at, name));
   }
 
   #walk(path: string, make: boolean): Directory {
     const pending = path.split("/").toReversed();
     let links = 0;
+    let steps = 0;
     let current = this.#root;
     for (let name = pending.pop(); name !== undefined; name = pending.pop()) {
+      steps += 1;
+      if (steps > stepsMax) throw corrupt(`a path of too many steps: ${JSON.stringify(path.slice(0, 100))}`);
       if (name === "" || name === ".") continue;
       if (name === "..") {
         current = this.#real(parentOf(current.path));
@@ -149,11 +154,14 @@ export class Tree implements Disposable {
 
   /** The directory of this name, or the target of the symbolic link that is there instead. */
   #enter(at: Directory, name: string, make: boolean): Directory | string {
-    const path = pathOf(at, name);
+    const path = this.pathOf(at, name);
     const known = this.#open.get(path);
     if (known) return known;
     let fd = this.#native.openDirectory(at.fd, name);
-    if (fd === -ENOENT && make) fd = this.#makeImplicit(at, name);
+    if (fd === -ENOENT && make) {
+      fd = this.#makeDirectory(at, name);
+      this.directories.imply(path);
+    }
     if (fd === -ENOTDIR || fd === -ELOOP) {
       const target = this.#native.readLink(at.fd, name);
       if (typeof target === "string") return target;
@@ -162,8 +170,7 @@ export class Tree implements Disposable {
       }
       // The spec hides what lies below a whiteout and shows what the same layer puts there: an opaque directory.
       check(this.#native.removeTree(at.fd, name), "replacing a whiteout");
-      fd = this.#makeImplicit(at, name);
-      this.#implicit.delete(path);
+      fd = this.#makeDirectory(at, name);
       this.makeOpaque(at, name);
     }
     if (fd < 0) throw systemError(fd, `entering ${JSON.stringify(path)}`);
@@ -176,10 +183,11 @@ export class Tree implements Disposable {
     check(status, "making a directory opaque");
   }
 
-  #makeImplicit(at: Directory, name: string): number {
+  #makeDirectory(at: Directory, name: string): number {
     const made = this.#native.makeDirectory(at.fd, name, 0o755);
-    if (made < 0 && made !== -EEXIST) return made;
-    this.#implicit.set(pathOf(at, name), false);
+    if (made < 0) return made;
+    // Below a setgid directory the kernel would have the bit passed on; containerd takes it away again.
+    check(this.#native.setMode(at.fd, name, 0o755), "setting the mode of a directory");
     return this.#native.openDirectory(at.fd, name);
   }
 
@@ -202,11 +210,7 @@ export class Tree implements Disposable {
   }
 }
 
-export function pathOf(at: Directory, name: string): string {
-  return at.path === "" ? name : `${at.path}/${name}`;
-}
-
-function parentOf(path: string): string {
+export function parentOf(path: string): string {
   return path.slice(0, Math.max(0, path.lastIndexOf("/")));
 }
 

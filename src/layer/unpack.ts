@@ -4,9 +4,11 @@
 // archive's end count for both digests.
 
 import { closeSync, openSync, readSync } from "node:fs";
+import { setTimeout } from "node:timers/promises";
+import { PullError } from "../errors.ts";
 import type { Binding } from "../native.ts";
 import { layerPacking } from "../oci/media.ts";
-import { waitForBytes } from "../spool.ts";
+import { isReady, waitForBytes } from "../spool.ts";
 import { Applier } from "./apply.ts";
 import { Checks } from "./check.ts";
 import { openNative, Sniffer } from "./decompress.ts";
@@ -15,6 +17,7 @@ import { TarParser } from "./tar.ts";
 import { Tree } from "./tree.ts";
 
 const inputBytes = 256 * 1024;
+const pollMs = 10;
 
 export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): UnpackedLayer {
   const began = performance.now();
@@ -26,17 +29,13 @@ export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => 
     checks.tar(buffer.subarray(start, end));
     parser.feed(buffer, start, end);
   };
-  const sniffer = new Sniffer(layerPacking(job.descriptor.mediaType), (compression) =>
+  using sniffer = new Sniffer(layerPacking(job.descriptor.mediaType), (compression) =>
     openNative(native, compression, output),
   );
-  const spool = new SpoolReader(job.spool, isCancelled);
-  try {
-    for (let chunk = spool.next(); chunk; chunk = spool.next()) {
-      checks.blob(chunk);
-      sniffer.push(chunk, 0, chunk.length);
-    }
-  } finally {
-    spool.close();
+  using spool = new SpoolReader(job.spool, isCancelled);
+  for (let chunk = spool.next(); chunk; chunk = spool.next()) {
+    checks.blob(chunk);
+    sniffer.push(chunk, 0, chunk.length);
   }
   sniffer.end();
   parser.end();
@@ -45,14 +44,14 @@ export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => 
   return {
     bytes: checks.tarBytes,
     entries: parser.entries,
-    implicitDirectories: tree.implicitDirectories,
+    implicitDirectories: tree.directories.implicit(),
     waitedMs: spool.waitedMs,
     elapsedMs: performance.now() - began,
   };
 }
 
 /** Reads a spool from start to end behind its watermark. Blocks the thread; for workers only. */
-export class SpoolReader {
+export class SpoolReader implements Disposable {
   readonly #spool: LayerJob["spool"];
   readonly #isCancelled: () => boolean;
   readonly #fd: number;
@@ -66,6 +65,13 @@ export class SpoolReader {
     this.#fd = openSync(spool.path, "r");
   }
 
+  /** Resolves once next() need not block. For what must let its thread's other work go on. */
+  async ready(): Promise<void> {
+    const began = performance.now();
+    while (!isReady(this.#spool, this.#position) && !this.#isCancelled()) await setTimeout(pollMs);
+    this.waitedMs += performance.now() - began;
+  }
+
   /** Some bytes, valid until the next call, or undefined at the end. */
   next(): Buffer | undefined {
     if (this.#position === this.#spool.sizeBytes) return undefined;
@@ -74,11 +80,12 @@ export class SpoolReader {
     this.waitedMs += performance.now() - began;
     const wanted = Math.min(inputBytes, watermark - this.#position);
     const read = readSync(this.#fd, this.#buffer, 0, wanted, this.#position);
+    if (read === 0) throw new PullError("internal", `the spool ends at ${this.#position} bytes`);
     this.#position += read;
     return this.#buffer.subarray(0, read);
   }
 
-  close(): void {
+  [Symbol.dispose](): void {
     closeSync(this.#fd);
   }
 }

@@ -1,22 +1,11 @@
-// What runs in a worker thread: one layer a task. Outcomes are plain values, since errors lose their class on the way.
+// What runs in a worker thread: one layer a task, from its spool into its staging directory.
 
 import { setPriority } from "node:os";
-import { type ErrorCode, PullError } from "../errors.ts";
+import { PullError } from "../errors.ts";
 import { loadNative } from "../native.ts";
-import type { LayerJob, UnpackedLayer } from "./layer.ts";
 import { unpackPortable } from "./portable.ts";
+import { type Outcome, phases, type Task } from "./task.ts";
 import { unpackNative } from "./unpack.ts";
-
-export interface Task {
-  readonly engine: "native" | "portable";
-  readonly job: LayerJob;
-  /** One 32-bit integer: not 0 once the task is to stop. */
-  readonly cancel: SharedArrayBuffer;
-}
-
-export type Outcome =
-  | { readonly kind: "unpacked"; readonly layer: UnpackedLayer }
-  | { readonly kind: "failed"; readonly code: ErrorCode; readonly message: string };
 
 /** Below the main thread, which answers kubelet: Linux applies a nice value to the calling thread alone. */
 const niceness = 5;
@@ -25,10 +14,12 @@ const native = loadNative();
 if (native.kind === "loaded") native.binding.ownUmask();
 setPriority(0, niceness);
 
-export default async function unpack({ engine, job, cancel }: Task): Promise<Outcome> {
-  const flag = new Int32Array(cancel);
-  const isCancelled = (): boolean => Atomics.load(flag, 0) !== 0;
+export default async function unpack({ engine, job, phase }: Task): Promise<Outcome> {
+  const cell = new Int32Array(phase);
+  const isCancelled = (): boolean => Atomics.load(cell, 0) === phases.cancelled;
+  Atomics.compareExchange(cell, 0, phases.waiting, phases.running);
   try {
+    if (isCancelled()) throw new PullError("cancelled", "cancelled");
     if (engine === "portable") return { kind: "unpacked", layer: await unpackPortable(job, isCancelled) };
     if (native.kind === "missing") return { kind: "failed", code: "unsupported", message: native.reason };
     return { kind: "unpacked", layer: unpackNative(job, native.binding, isCancelled) };

@@ -17,6 +17,8 @@ export interface TarEntry {
   readonly minor?: number;
   /** pax records in front of the entry; values may hold any bytes. */
   readonly pax?: Readonly<Record<string, string | Buffer>>;
+  /** Bytes put into the header as they are, by offset, before the checksum is taken. */
+  readonly raw?: Readonly<Record<number, string | Buffer>>;
   /** Bytes changed in the finished header, by offset; the checksum is then that of the unchanged one. */
   readonly damage?: Readonly<Record<number, number>>;
 }
@@ -57,6 +59,22 @@ export const hardlink = (name: string, linkName: string, more: Partial<TarEntry>
   ...more,
 });
 
+/** The magic of GNU tar, which has no prefix field and times of its own. */
+export const gnuMagic = { 257: "ustar  \0" } as const;
+/** GNU tar's way to give the next entry a long name ("L") or link target ("K"). */
+export const gnuLong = (type: "L" | "K", value: string | Buffer): TarEntry => ({
+  name: "././@LongLink",
+  type,
+  raw: gnuMagic,
+  content: Buffer.concat([Buffer.from(value), Buffer.from([0])]),
+});
+/** An extended header of pax records that end as the caller likes. */
+export const paxHeader = (type: "x" | "g", body: string | Buffer): TarEntry => ({
+  name: "pax",
+  type,
+  content: body,
+});
+
 function write(entry: TarEntry): Buffer[] {
   const parts: Buffer[] = [];
   const pax = { ...entry.pax };
@@ -84,6 +102,8 @@ function header(entry: TarEntry & { readonly size: number }): Buffer {
   bytes.write("ustar\x0000", 257, "latin1");
   number(bytes, 329, 8, entry.major ?? 0);
   number(bytes, 337, 8, entry.minor ?? 0);
+  for (const [offset, field] of Object.entries(entry.raw ?? {}))
+    Buffer.from(field as Buffer).copy(bytes, Number(offset));
   bytes.fill(" ", 148, 156);
   const sum = bytes.reduce((total, byte) => total + byte, 0);
   bytes.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148, "latin1");
@@ -103,7 +123,8 @@ function number(bytes: Buffer, at: number, length: number, value: number): void 
   bytes[at] = (bytes[at] ?? 0) | 0x80;
 }
 
-function record(key: string, value: string | Buffer): Buffer {
+/** One pax record, its length included. */
+export function record(key: string, value: string | Buffer): Buffer {
   const rest = Buffer.concat([Buffer.from(` ${key}=`), Buffer.from(value), Buffer.from("\n")]);
   let length = rest.length;
   while (String(length).length + rest.length !== length) length = String(length).length + rest.length;

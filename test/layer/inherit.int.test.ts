@@ -1,0 +1,144 @@
+// Implicit directories take after the nearest lower layer that has a directory there, and never after anything outside.
+
+import { spawnSync } from "node:child_process";
+import { chmodSync, chownSync, mkdirSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { inheritNative, inheritPortable } from "../../src/layer/inherit.ts";
+import type { ImplicitDirectory } from "../../src/layer/layer.ts";
+import { type Node, readTree } from "../harness/tree.ts";
+import { native, Staging } from "./staging.ts";
+
+let staging: Staging;
+let upper = "";
+
+beforeEach(async () => {
+  staging = await Staging.make();
+  upper = await staging.root();
+});
+
+afterEach(async () => {
+  await staging[Symbol.asyncDispose]();
+});
+
+interface Look {
+  readonly mode: number;
+  readonly uid?: number;
+  readonly mtime?: number;
+  readonly xattrs?: Readonly<Record<string, string>>;
+}
+
+/** Makes a directory, with those above it, that looks like this. */
+function put(root: string, path: string, { mode, uid = 0, mtime = 1000, xattrs = {} }: Look): void {
+  const full = join(root, path);
+  mkdirSync(full, { recursive: true });
+  chownSync(full, uid, uid);
+  for (const [key, value] of Object.entries(xattrs)) spawnSync("setfattr", ["-n", key, "-v", value, full]);
+  chmodSync(full, mode);
+  utimesSync(full, mtime + 1, mtime);
+}
+
+async function inherit(
+  lowers: readonly string[],
+  directories: readonly ImplicitDirectory[],
+): Promise<Map<string, Node>> {
+  for (const { path } of directories) put(upper, path, { mode: 0o755, mtime: 5 });
+  await inheritNative(native(), upper, lowers, directories);
+  return readTree(upper);
+}
+
+const unnamed = (...paths: string[]): ImplicitDirectory[] => paths.map((path) => ({ path, named: false }));
+
+test("owner, mode, times and attributes of the nearest lower directory; trusted attributes stay below", async () => {
+  const [near, middle, far] = [await staging.root(), await staging.root(), await staging.root()];
+  put(far, "a", { mode: 0o700, uid: 1 });
+  put(middle, "a", {
+    mode: 0o2750,
+    uid: 44,
+    mtime: 12_345,
+    xattrs: { "user.note": "kept", "trusted.overlay.opaque": "y" },
+  });
+  put(far, "a/b", { mode: 0o1777, uid: 2 });
+  const tree = await inherit([near, middle, far], unnamed("a", "a/b", "a/b/none"));
+  expect(tree.get("a")).toMatchObject({
+    mode: 0o2750,
+    owner: "44:44",
+    mtimeNs: 12_345_000_000_000n,
+    xattrs: "user.note=0x6b657074",
+  });
+  expect(tree.get("a/b")).toMatchObject({ mode: 0o1777, owner: "2:2" });
+  expect(tree.get("a/b/none")).toMatchObject({ mode: 0o755, owner: "0:0" });
+});
+
+test("a directory that the archive named gets only the attributes that it lacks", async () => {
+  const lower = await staging.root();
+  put(lower, "d", { mode: 0o700, uid: 44, xattrs: { "user.a": "lower", "user.b": "lower" } });
+  put(upper, "d", { mode: 0o751, uid: 7, mtime: 77, xattrs: { "user.a": "own" } });
+  await inheritNative(native(), upper, [lower], [{ path: "d", named: true }]);
+  expect(readTree(upper).get("d")).toMatchObject({
+    mode: 0o751,
+    owner: "7:7",
+    mtimeNs: 77_000_000_000n,
+    xattrs: "user.a=0x6f776e user.b=0x6c6f776572",
+  });
+});
+
+test("whatever else is there ends the search: a file, a whiteout, something below either", async () => {
+  const [near, far] = [await staging.root(), await staging.root()];
+  for (const path of ["file", "gone", "gone/deep", "link"]) put(far, path, { mode: 0o700, uid: 9 });
+  writeFileSync(join(near, "file"), "");
+  spawnSync("mknod", [join(near, "gone"), "c", "0", "0"]);
+  symlinkSync("file", join(near, "link"));
+  const tree = await inherit([near, far], unnamed("file", "gone", "gone/deep", "link"));
+  for (const path of ["file", "gone", "gone/deep", "link"])
+    expect(tree.get(path)).toMatchObject({ mode: 0o755, owner: "0:0" });
+});
+
+test("links of a lower layer are followed inside of it, wherever they point", async () => {
+  const [near, far] = [await staging.root(), await staging.root()];
+  put(near, "usr/lib", { mode: 0o711, uid: 3 });
+  put(staging.folder, "outside", { mode: 0o700, uid: 66 });
+  symlinkSync("/usr/lib", join(near, "lib"));
+  symlinkSync(join(staging.folder, "outside"), join(near, "out"));
+  symlinkSync("../../../../../outside", join(near, "up"));
+  symlinkSync("nowhere", join(near, "dangling"));
+  put(far, "dangling", { mode: 0o700, uid: 8 });
+  const tree = await inherit([near, far], unnamed("lib", "out", "up", "dangling"));
+  expect(tree.get("lib")).toMatchObject({ mode: 0o711, owner: "3:3" });
+  for (const path of ["out", "up"]) expect(tree.get(path)).toMatchObject({ mode: 0o755, owner: "0:0" });
+  expect(tree.get("dangling")).toMatchObject({ mode: 0o700, owner: "8:8" });
+});
+
+test("names that are not UTF-8", async () => {
+  const lower = await staging.root();
+  const name = Buffer.concat([Buffer.from(`${lower}/`), Buffer.from([0xff, 0xe9])]);
+  mkdirSync(name);
+  chmodSync(name, 0o711);
+  mkdirSync(Buffer.concat([Buffer.from(`${upper}/`), Buffer.from([0xff, 0xe9])]));
+  await inheritNative(native(), upper, [lower], unnamed("\xff\xe9"));
+  expect(readTree(upper).get("\xff\xe9")?.mode).toBe(0o711);
+});
+
+test("the event loop turns while many directories inherit", async () => {
+  const lower = await staging.root();
+  const paths = Array.from({ length: 1000 }, (_, index) => `d${index}`);
+  for (const path of paths) put(upper, path, { mode: 0o755 });
+  let turns = 0;
+  let isOver = false;
+  const count = (): void => {
+    turns += 1;
+    if (!isOver) setImmediate(count);
+  };
+  setImmediate(count);
+  await inheritNative(native(), upper, [lower], unnamed(...paths));
+  isOver = true;
+  expect(turns).toBeGreaterThan(10);
+});
+
+test("the portable engine leaves it, unless there is nothing to take after", async () => {
+  await expect(inheritPortable(upper, ["/lower"], unnamed("a"))).rejects.toMatchObject({
+    code: "unsupported",
+  });
+  await inheritPortable(upper, [], unnamed("a"));
+  await inheritPortable(upper, ["/lower"], []);
+});

@@ -1,0 +1,47 @@
+// Loading the addon: a state with one clear line, whatever is wrong with the file.
+
+import { spawnSync } from "node:child_process";
+import { copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { loadNative } from "../../src/native.ts";
+
+let folder = "";
+
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "native-"));
+  await mkdir(join(folder, "dist"));
+  await mkdir(join(folder, "native/build"), { recursive: true });
+  await writeFile(join(folder, "package.json"), '{"type":"module"}');
+  await copyFile(new URL("../../dist/native.js", import.meta.url), join(folder, "dist/native.js"));
+});
+
+afterEach(async () => {
+  await rm(folder, { recursive: true });
+});
+
+/** What a program finds whose addon is that of the temporary folder. */
+function loadElsewhere(): unknown {
+  const program = `import { loadNative } from ${JSON.stringify(join(folder, "dist/native.js"))};
+    console.log(JSON.stringify(loadNative()));`;
+  const run = spawnSync(process.execPath, ["--input-type=module", "-e", program], { encoding: "utf8" });
+  expect(run.stderr).toBe("");
+  return JSON.parse(run.stdout);
+}
+
+test("the built addon loads", () => {
+  expect(loadNative().kind).toBe("loaded");
+});
+
+test("a missing file and a broken one are said in one line", async () => {
+  expect(loadElsewhere()).toEqual({
+    kind: "missing",
+    reason: expect.stringMatching(/^the native addon cannot be loaded: [^\n]+$/),
+  });
+  await writeFile(join(folder, "native/build/hawser.node"), "no library at all");
+  expect(loadElsewhere()).toEqual({
+    kind: "missing",
+    reason: expect.stringMatching(/^the native addon cannot be loaded: [^\n]+$/),
+  });
+});
