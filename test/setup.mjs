@@ -25,6 +25,7 @@ const packages = [
   // What test images are made of and looked at with.
   "busybox-static",
   "attr",
+  "openssl",
   "dpkg-dev",
   "zstd",
 ];

@@ -32,7 +32,7 @@ export class PassThrough implements Decompressor {
 export type Compression = "gzip" | "zstd" | "none";
 
 /** Bytes that a sniff wants to see, unless the blob is shorter. */
-export const magicBytes = 4;
+const magicBytes = 4;
 
 /** A blob's compression by its first bytes (reference 4.5); unknown bytes pass through, as containerd lets them. */
 export function sniff(head: Uint8Array): Compression {

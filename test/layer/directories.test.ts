@@ -43,7 +43,8 @@ test("whatever is implied, named and removed, the same is known as in a map of p
           at(key).mtime = seconds;
         } else {
           directories.remove(key);
-          for (const other of [...model.keys()]) if (other === key || below(key, other)) model.delete(other);
+          for (const other of Array.from(model.keys()))
+            if (other === key || below(key, other)) model.delete(other);
         }
       }
       const implicit = directories.implicit();

@@ -21,6 +21,13 @@ const never = new AbortController().signal;
 const small = tarGz([file("a", "content")]);
 const smallTar = tar([file("a", "content")]);
 
+/** A layer of two members, the first of which holds a file's whole content. */
+const halves = ((): { readonly bytes: Buffer; readonly first: Buffer; readonly tar: Buffer } => {
+  const stream = tar([file("first", "x".repeat(5000)), file("last", "y")]);
+  const first = gzipSync(stream.subarray(0, 6000));
+  return { bytes: Buffer.concat([first, gzipSync(stream.subarray(6000))]), first, tar: stream };
+})();
+
 let staging: Staging;
 
 beforeEach(async () => {
@@ -50,15 +57,13 @@ describe.each(["native", "portable"] as const)("%s", (name) => {
   });
 
   test("files are there before the last byte of the blob is", async () => {
-    const stream = tar([file("first", "x".repeat(5000)), file("last", "y")]);
-    const members = [gzipSync(stream.subarray(0, 6000)), gzipSync(stream.subarray(6000))];
-    const bytes = Buffer.concat(members);
+    const { bytes, first, tar: stream } = halves;
     await using spool = await staging.spool(bytes.length);
-    const job = await staging.job(spool, { bytes, tar: stream });
+    const job = await staging.job(spool, halves);
     const unpacked = engine.unpack(job, never);
-    await spool.write(0, [members[0] as Buffer]);
+    await spool.write(0, [first]);
     await vi.waitUntil(() => existsSync(join(job.staging, "first")), { timeout: 20_000, interval: 5 });
-    await spool.write(members[0]?.length ?? 0, [bytes.subarray(members[0]?.length, -1)]);
+    await spool.write(first.length, [bytes.subarray(first.length, -1)]);
     expect(spool.watermark).toBe(bytes.length - 1);
     await spool.write(bytes.length - 1, [bytes.subarray(-1)]);
     spool.complete();
@@ -153,12 +158,13 @@ describe.each(["native", "portable"] as const)("%s", (name) => {
     });
   });
 
-  test("cancelling stops a layer that waits for bytes, with the signal's own reason, and frees its worker", async () => {
-    await using spool = await staging.spool(small.length);
-    const job = await staging.job(spool, { bytes: small, tar: smallTar });
-    await spool.write(0, [small.subarray(0, 10)]);
+  test("cancelling stops a layer under way, with the signal's own reason, and frees its worker", async () => {
+    await using spool = await staging.spool(halves.bytes.length);
+    const job = await staging.job(spool, halves);
     const abort = new AbortController();
     const unpacked = engine.unpack(job, abort.signal);
+    await spool.write(0, [halves.first]);
+    await vi.waitUntil(() => existsSync(join(job.staging, "first")), { timeout: 20_000, interval: 5 });
     abort.abort(new PullError("slow", "no progress"));
     await expect(unpacked).rejects.toMatchObject({ code: "slow", message: "no progress" });
     await expect(engine.unpack(job, abort.signal)).rejects.toMatchObject({ code: "slow" });

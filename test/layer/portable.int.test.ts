@@ -25,7 +25,7 @@ afterEach(async () => {
 
 async function portable(spec: LayerSpec): Promise<Map<string, Node>> {
   await using spool = await staging.filled(spec.bytes);
-  const job = await staging.job(spec.bytes.length === 0 ? spool : spool, spec);
+  const job = await staging.job(spool, spec);
   await unpackPortable(job, () => false);
   return readTree(job.staging);
 }
@@ -41,7 +41,7 @@ async function both(entries: readonly TarEntry[], base = false): Promise<string[
 
 describe("the same tree as the native engine's", () => {
   test("modes with setuid, owners, times of everything, links of both kinds, long names", async () => {
-    const long = `${"l".repeat(200)}`;
+    const long = "l".repeat(200);
     const entries = [
       dir(".", { mode: 0o700 }),
       dir("d", { mode: 0o2751, uid: 7, gid: 8, mtime: 1000 }),
@@ -57,9 +57,8 @@ describe("the same tree as the native engine's", () => {
         pax: { uid: "3000000000", gid: "4000000000", mtime: "12345", "unknown.key": "ignored" },
       }),
       file("ümlaut \u{1f40b}", "utf-8"),
-      file("./dotted//name", ""),
       dir("late"),
-    ].filter((entry) => entry.name !== "./dotted//name");
+    ];
     expect(await both(entries)).toEqual([]);
   });
 
