@@ -55,7 +55,9 @@ export class FakeRegistry implements AsyncDisposable {
   readonly #server: Server;
   readonly #blobs = new Map<string, { readonly bytes: Buffer; readonly mediaType: string }>();
   behave: (asked: Asked) => Behaviour | undefined = () => undefined;
-  /** Blob requests that are open now, and the most there were at once. */
+  /** Paths of configs, which are blobs as well but no layers. */
+  readonly #configs = new Set<string>();
+  /** Requests for layers that are open now, and the most there were at once. */
   openBlobs = 0;
   peakBlobs = 0;
 
@@ -111,6 +113,7 @@ export class FakeRegistry implements AsyncDisposable {
       }),
     );
     const configDigest = sha256(config);
+    this.#configs.add(`/v2/${repository}/blobs/${configDigest}`);
     this.#blobs.set(`/v2/${repository}/blobs/${configDigest}`, {
       bytes: config,
       mediaType: mediaTypes.ociConfig,
@@ -158,7 +161,7 @@ export class FakeRegistry implements AsyncDisposable {
     };
     this.asked.push(asked);
     const behaviour = this.behave(asked) ?? {};
-    const isLayer = url.pathname.includes("/blobs/");
+    const isLayer = url.pathname.includes("/blobs/") && !this.#configs.has(url.pathname);
     if (isLayer) this.peakBlobs = Math.max(this.peakBlobs, ++this.openBlobs);
     response.once("close", () => {
       if (isLayer) this.openBlobs -= 1;
