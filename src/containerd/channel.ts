@@ -87,10 +87,10 @@ export class Channel {
     });
   }
 
-  /** A call with streams both ways in our namespace; the caller reads, writes and ends it. */
+  /** A call with streams both ways in our namespace; the caller reads, writes and ends it, within the limit. */
   stream<Request extends DescMessage, Response extends DescMessage>(
     method: Method<Request, Response>,
-    options: { readonly lease?: string },
+    options: { readonly lease?: string; readonly limitMs: number },
   ): ClientDuplexStream<MessageInitShape<Request>, MessageShape<Response>> {
     return this.#client.makeBidiStreamRequest(
       method.path,
@@ -98,7 +98,7 @@ export class Channel {
         Buffer.from(toBinary(method.request, create(method.request, message))),
       (bytes: Buffer) => fromBinary(method.response, bytes),
       this.#metadata(options),
-      { deadline: Date.now() + callDeadlineMs },
+      { deadline: Date.now() + options.limitMs },
     );
   }
 
@@ -118,6 +118,7 @@ export class Channel {
     const next = (): void => {
       if (stopped) return;
       const state = channel.getConnectivityState(true);
+      if (state === connectivityState.SHUTDOWN) return;
       const connected = state === connectivityState.READY;
       // On its way to the first connection nothing is known yet, and there is nothing to tell.
       const isKnown = connected || told !== undefined || state === connectivityState.TRANSIENT_FAILURE;

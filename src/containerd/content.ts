@@ -1,9 +1,10 @@
 // The content store: small blobs are written over gRPC, layers are adopted as files.
 //
-// A Write stream holds an exclusive lock on its ref in containerd, so it is opened, used and ended without a pause.
-// Refs are ours alone ("hawser-<digest>"): containerd's own pulls never wait for them.
+// A Write stream holds an exclusive lock on its ref in containerd, so every Write has a ref of its own: neither
+// containerd's pulls nor two of ours that need the same blob ever wait for each other. No Write leaves an ingest behind.
 
-import { chmod, link, mkdir, open } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { chmod, type FileHandle, mkdir, open, rename } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import type { ClientDuplexStream, ServiceError } from "@grpc/grpc-js";
@@ -22,17 +23,22 @@ const actions = { stat: 0, write: 1, commit: 2 } as const;
 /** How much of a streamed blob goes into one message; containerd refuses messages over 16 MiB. */
 const pieceBytes = 1024 * 1024;
 
+/** A Write may take a minute, and longer for a blob whose bytes a slow disk has to take and sync. */
+const writeLimit = { baseMs: 60_000, bytesPerMs: 10_000 } as const;
+
 /** True when the blob is in our namespace; the lease then holds it. */
 export async function holdContent(channel: Channel, lease: string, descriptor: Descriptor): Promise<boolean> {
   const id = descriptor.digest;
   try {
     await channel.call(content.info, { digest: id });
+    await channel.call(leases.addResource, { id: lease, resource: { id, type: "content" } });
+    // It may have been collected between the two calls; once the lease holds it, it cannot be.
+    await channel.call(content.info, { digest: id });
+    return true;
   } catch (error) {
     if (error instanceof PullError && error.code === "not_found") return false;
     throw error;
   }
-  await channel.call(leases.addResource, { id: lease, resource: { id, type: "content" } });
-  return true;
 }
 
 /** Writes a blob that is in memory; success when it is there already. */
@@ -50,9 +56,9 @@ export async function putContent(
 }
 
 /**
- * Makes a verified file a blob of the content store. The file is linked to where containerd keeps blobs; a Write that
- * expects this digest then finds it there and takes it over without reading it (content sharing, the default policy).
- * Where containerd does not, the bytes are streamed. The file itself is left alone.
+ * Makes a verified, durable file a blob of the content store. The file moves to where containerd keeps blobs; a Write
+ * that expects this digest then finds it there and takes it over without reading it (content sharing, the default
+ * policy). Where containerd does not, or the file cannot move there, the bytes are streamed.
  */
 export async function adoptContent(
   channel: Channel,
@@ -62,13 +68,28 @@ export async function adoptContent(
   file: string,
   labels: Labels,
 ): Promise<void> {
+  // Opened first: the bytes can still be read from here if garbage collection removes the blob before the Write.
+  await using handle = await open(file);
   const blob = join(contentRoot, "blobs", "sha256", hexOf(descriptor.digest));
-  if (!(await holdContent(channel, lease, descriptor))) {
+  if (!(await holdContent(channel, lease, descriptor))) await place(file, blob);
+  await write(channel, lease, descriptor, labels, (writer) => stream(writer, handle));
+}
+
+/**
+ * Moves the file to its blob's path. Whatever lies there is replaced: containerd takes a file of the right size on
+ * trust, and only ours is known to have the right bytes. Failure (another file system) is no error: see adoptContent.
+ */
+async function place(file: string, blob: string): Promise<void> {
+  try {
     await mkdir(dirname(blob), { recursive: true });
     await chmod(file, 0o444);
-    await link(file, blob).catch(ignore("EEXIST"));
+    await rename(file, blob);
+    // containerd's record of the blob is durable once written, so the name must be so before it.
+    await using folder = await open(dirname(blob));
+    await folder.sync();
+  } catch {
+    // The Write that follows finds no blob and asks for the bytes.
   }
-  await write(channel, lease, descriptor, labels, (writer) => stream(writer, file));
 }
 
 /** Adds labels to a blob that was there before; labels that it has are left as they are. */
@@ -93,23 +114,29 @@ async function write(
   fill: (writer: Writer) => Promise<number>,
 ): Promise<void> {
   const total = BigInt(descriptor.size);
-  const ref = `hawser-${descriptor.digest}`;
-  const writer = new Writer(channel.stream(content.write, { lease }));
+  const ref = `hawser-${randomUUID()}`;
+  const limitMs = writeLimit.baseMs + descriptor.size / writeLimit.bytesPerMs;
+  const writer = new Writer(channel.stream(content.write, { lease, limitMs }));
   try {
     const stat = await writer.send({ action: actions.stat, ref, total, expected: descriptor.digest });
     const offset = stat.offset === total ? total : BigInt(await fill(writer));
     const commit = { action: actions.commit, ref, total, expected: descriptor.digest, offset, labels };
     await writer.send(commit);
+    await writer.close();
   } catch (error) {
-    if (!(error instanceof PullError && error.code === "exists")) throw error;
-    await addLabels(channel, descriptor, labels);
-  } finally {
-    writer.end();
+    // The ref is locked until the stream is over.
+    await writer.close();
+    if (error instanceof PullError && error.code === "exists") {
+      await addLabels(channel, descriptor, labels);
+      return;
+    }
+    // An ingest that cannot be aborted now goes with its lease.
+    await channel.call(content.abort, { ref }, { lease }).catch(() => {});
+    throw error;
   }
 }
 
-async function stream(writer: Writer, file: string): Promise<number> {
-  await using handle = await open(file);
+async function stream(writer: Writer, handle: FileHandle): Promise<number> {
   const buffer = Buffer.allocUnsafe(pieceBytes);
   let offset = 0;
   for (;;) {
@@ -125,6 +152,7 @@ class Writer {
   readonly #call: ClientDuplexStream<WriteRequest, WriteResponse>;
   #settle: { resolve(answer: WriteResponse): void; reject(error: PullError): void } | undefined;
   #failure: PullError | undefined;
+  readonly #over: Promise<void>;
 
   constructor(call: ClientDuplexStream<WriteRequest, WriteResponse>) {
     this.#call = call;
@@ -133,6 +161,9 @@ class Writer {
     call.on("end", () =>
       this.#fail(new PullError("unavailable", "containerd ended a Write", { temporary: true })),
     );
+    this.#over = new Promise((resolve) => {
+      call.on("status", () => resolve());
+    });
   }
 
   async send(request: WriteRequest): Promise<WriteResponse> {
@@ -143,18 +174,14 @@ class Writer {
     });
   }
 
-  end(): void {
+  /** Ends the stream and waits until containerd has ended it too. Never throws. */
+  async close(): Promise<void> {
     this.#call.end();
+    await this.#over;
   }
 
   #fail(error: PullError): void {
     this.#failure ??= error;
     this.#settle?.reject(error);
   }
-}
-
-function ignore(code: string): (error: NodeJS.ErrnoException) => void {
-  return (error) => {
-    if (error.code !== code) throw new PullError("internal", error.message, { cause: error });
-  };
 }

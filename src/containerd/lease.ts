@@ -1,5 +1,6 @@
 // A lease of containerd, and everything that is done under it.
 
+import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { PullError } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
@@ -13,11 +14,18 @@ import { commitSnapshot, holdSnapshot, prepareSnapshot, removeSnapshot, snapshot
 /** A lease that nobody deletes stops protecting after this long, as containerd's own do (reference 2.2). */
 const expiryMs = 24 * 60 * 60 * 1000;
 
+/** The label of a lease that stops protecting by itself. */
+export function expiresAfter(ms: number): Labels {
+  // RFC 3339 in whole seconds, as containerd writes it.
+  return { "containerd.io/gc.expire": new Date(Date.now() + ms).toISOString().replace(/\.\d+Z$/, "Z") };
+}
+
 export async function createLease(channel: Channel, contentRoot: string, labels: Labels): Promise<Lease> {
-  const expire = new Date(Date.now() + expiryMs).toISOString().replace(/\.\d+Z$/, "Z");
-  const request = { id: "", labels: { ...labels, "containerd.io/gc.expire": expire } };
-  request.id = `hawser-${crypto.randomUUID()}`;
-  const { lease } = await channel.call(leases.create, request);
+  const id = `hawser-${randomUUID()}`;
+  const { lease } = await channel.call(leases.create, {
+    id,
+    labels: { ...labels, ...expiresAfter(expiryMs) },
+  });
   if (lease === undefined) throw new PullError("internal", "containerd created no lease");
   return new ContainerdLease(channel, contentRoot, lease.id);
 }
@@ -33,19 +41,24 @@ export async function sweepLeases(
   for (const lease of all.leases) {
     const owner = lease.labels[label];
     if (owner === undefined || !(await isDead(owner))) continue;
-    await removeActive(channel, lease.id);
-    await remove(channel, lease.id);
+    await removeWithActive(channel, lease.id);
     swept += 1;
   }
   return swept;
 }
 
-async function removeActive(channel: Channel, lease: string): Promise<void> {
-  const { resources } = await channel.call(leases.listResources, { id: lease });
-  for (const resource of resources) {
-    if (resource.type !== `snapshots/${snapshotter}` || !resource.id.startsWith("extract-")) continue;
-    await removeSnapshot(channel, {}, resource.id);
+/** Success when the lease has expired and been collected meanwhile, with all that it held. */
+async function removeWithActive(channel: Channel, id: string): Promise<void> {
+  try {
+    const { resources } = await channel.call(leases.listResources, { id });
+    for (const resource of resources) {
+      if (resource.type !== `snapshots/${snapshotter}` || !resource.id.startsWith("extract-")) continue;
+      await removeSnapshot(channel, {}, resource.id);
+    }
+  } catch (error) {
+    if (!(error instanceof PullError && error.code === "not_found")) throw error;
   }
+  await remove(channel, id);
 }
 
 async function remove(channel: Channel, id: string): Promise<void> {

@@ -8,18 +8,27 @@ import { join } from "node:path";
 import { PullError, throwIfAborted } from "../errors.ts";
 import { chainIDs, type Digest, sha256 } from "../oci/digest.ts";
 import type { Channel } from "./channel.ts";
-import { namespaces, snapshots } from "./methods.ts";
+import { expiresAfter } from "./lease.ts";
+import { leases, namespaces, snapshots } from "./methods.ts";
 import { commitSnapshot, prepareSnapshot, removeSnapshot, type Scope, snapshotter } from "./snapshots.ts";
+
+/** What a run that was killed leaves behind is collected after this long. */
+const expiryMs = 10 * 60 * 1000;
 
 /** Runs the test with `staging` (an existing directory of ours); throws `unsupported` with the step that failed. */
 export async function selfTest(channel: Channel, staging: string, signal: AbortSignal): Promise<void> {
   // A name per run: two daemons may test at once, and a run that was killed must not fail the next one.
   const name = `io.hawser.selftest-${process.pid}-${Date.now()}`;
-  const scope: Scope = { namespace: name };
+  // Without a lease, garbage collection that anybody's deletion sets off takes the snapshots in the middle of the test.
+  const scope: Scope = { namespace: name, lease: name };
   const chains = chainIDs([sha256(`${name} lower`), sha256(`${name} upper`)]);
   const undo: (() => Promise<void>)[] = [];
-  let step = "connecting";
+  let step = "making a lease";
   try {
+    await channel.call(leases.create, { id: name, labels: expiresAfter(expiryMs) }, { namespace: name });
+    undo.push(async () => {
+      await channel.call(leases.delete, { id: name, sync: false }, { namespace: name });
+    });
     let parent: Digest | undefined;
     for (const chainID of chains) {
       throwIfAborted(signal);
@@ -47,7 +56,7 @@ export async function selfTest(channel: Channel, staging: string, signal: AbortS
     });
   } finally {
     for (const revert of undo.toReversed()) await revert().catch(() => {});
-    await channel.call(namespaces.delete, { name }, scope).catch(() => {});
+    await channel.call(namespaces.delete, { name }).catch(() => {});
   }
 }
 

@@ -4,11 +4,10 @@
 // imports on 2.x, where Status shows only the runtime half (reference 2.10). Whatever Hawser could not honour makes
 // this containerd unfit, and every pull then goes through to it.
 
-import { readdir, readFile } from "node:fs/promises";
-import { dirname, isAbsolute, join } from "node:path";
-import { parse } from "smol-toml";
+import { readdir } from "node:fs/promises";
 import { PullError } from "../errors.ts";
 import type { Channel } from "./channel.ts";
+import { type ConfigFile, readConfigFile, type Table, table } from "./configfile.ts";
 import type { ContainerdFacts } from "./containerd.ts";
 import { introspection, runtime } from "./methods.ts";
 
@@ -26,11 +25,12 @@ interface CriSettings {
   readonly discardUnpackedLayers: boolean;
   /** Names of deprecated registry settings that are in use. */
   readonly deprecated: readonly string[];
+  /** Where image verifiers are, on a containerd that has the plugin. */
+  readonly verifierFolder: string;
 }
 
-type Table = Readonly<Record<string, unknown>>;
-
-const verifierFolder = "/opt/containerd/image-verifier/bin";
+const defaultVerifierFolder = "/opt/containerd/image-verifier/bin";
+const defaultConfigPath = "/etc/containerd/certs.d:/etc/docker/certs.d";
 
 export async function readFacts(
   channel: Channel,
@@ -47,7 +47,8 @@ export async function readFacts(
   const cri = await criSettings(channel, version, options, signal);
   const snapshotter = options.snapshotter ?? cri.snapshotter;
   const verifies =
-    plugins.some((one) => one.type === "io.containerd.image-verifier.v1") && (await hasVerifiers());
+    plugins.some((one) => one.type === "io.containerd.image-verifier.v1") &&
+    (await hasVerifiers(cri.verifierFolder));
   return {
     version,
     contentRoot,
@@ -74,12 +75,12 @@ function unfit(
   if (cri.deprecated.length > 0) {
     return `containerd's registry settings are of the deprecated kind (${cri.deprecated.join(", ")}); use config_path`;
   }
-  if (verifies) return `containerd runs image verifiers from ${verifierFolder}`;
+  if (verifies) return `containerd runs image verifiers from ${cri.verifierFolder}`;
   return undefined;
 }
 
-async function hasVerifiers(): Promise<boolean> {
-  const names = await readdir(verifierFolder).catch(() => []);
+async function hasVerifiers(folder: string): Promise<boolean> {
+  const names = await readdir(folder).catch(() => []);
   return names.length > 0;
 }
 
@@ -89,83 +90,48 @@ async function criSettings(
   options: SettingsOptions,
   signal: AbortSignal,
 ): Promise<CriSettings> {
-  if (!/^v?1\./.test(version)) return settingsOfFile(await readConfig(options.configFile, new Set()));
+  if (!/^v?1\./.test(version)) return settingsOfFile(await readConfigFile(options.configFile), version);
   const { info } = await channel.call(runtime.status, { verbose: true }, { signal });
-  const config: unknown = JSON.parse(info["config"] ?? "{}");
-  const registry = table(table(config)["registry"]);
-  const text = table(table(config)["containerd"]);
+  const config = parsed(info["config"]);
+  const registry = table(config["registry"]);
+  const containerd = table(config["containerd"]);
   return {
-    snapshotter: string(text["snapshotter"], "overlayfs"),
+    snapshotter: string(containerd["snapshotter"], "overlayfs"),
     configPath: string(registry["configPath"], ""),
-    discardUnpackedLayers: text["discardUnpackedLayers"] === true,
+    discardUnpackedLayers: containerd["discardUnpackedLayers"] === true,
     deprecated: inUse(registry),
+    verifierFolder: defaultVerifierFolder,
   };
 }
 
-/** Settings of containerd 2.x; where a key is absent, the default of 2.2 and later (reference 6.1). */
-function settingsOfFile(file: Table): CriSettings {
-  const images = table(table(file["plugins"])["io.containerd.cri.v1.images"]);
+/** Settings that cannot be read are not defaults: somebody may have set them. */
+function parsed(text: string | undefined): Table {
+  try {
+    return table(JSON.parse(text ?? ""));
+  } catch {
+    throw new PullError("unsupported", "containerd does not show the settings of its CRI plugin");
+  }
+}
+
+/** Settings of containerd 2.x; where a key is absent, that version's default (reference 6.1). */
+function settingsOfFile({ images, verifier }: ConfigFile, version: string): CriSettings {
   const registry = table(images["registry"]);
-  const deprecated = inUse(registry);
   return {
     snapshotter: string(images["snapshotter"], "overlayfs"),
-    configPath: string(registry["config_path"], "/etc/containerd/certs.d:/etc/docker/certs.d"),
+    configPath: string(registry["config_path"], /^v?2\.[01]\./.test(version) ? "" : defaultConfigPath),
     discardUnpackedLayers: images["discard_unpacked_layers"] === true,
-    deprecated,
+    deprecated: inUse(registry),
+    verifierFolder: string(verifier["bin_dir"], defaultVerifierFolder),
   };
 }
 
 function inUse(registry: Table): string[] {
-  const names = ["mirrors", "configs", "auths", "headers"];
-  return names.filter((name) => Object.keys(table(registry[name])).length > 0);
-}
-
-/** The file merged with what it imports, later files over earlier ones; an absent file is an empty one. */
-async function readConfig(file: string, seen: Set<string>): Promise<Table> {
-  if (seen.has(file)) return {};
-  seen.add(file);
-  const text = await readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
-    if (error.code === "ENOENT") return "";
-    throw new PullError("unsupported", `containerd's settings cannot be read: ${error.message}`, {
-      cause: error,
-    });
-  });
-  let merged: Table = parse(text);
-  const imports = Array.isArray(merged["imports"]) ? merged["imports"] : [];
-  for (const pattern of imports) {
-    if (typeof pattern !== "string") continue;
-    const path = isAbsolute(pattern) ? pattern : join(dirname(file), pattern);
-    for (const name of (await expand(path)).sort()) merged = merge(merged, await readConfig(name, seen));
-  }
-  return merged;
-}
-
-/** Files that match a path whose last component may hold `*`. */
-async function expand(path: string): Promise<string[]> {
-  const folder = dirname(path);
-  const pattern = path.slice(folder.length + 1);
-  if (!pattern.includes("*")) return [path];
-  const parts = pattern.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&"));
-  const matching = new RegExp(`^${parts.join("[^/]*")}$`);
-  const names = await readdir(folder).catch(() => []);
-  return names.filter((name) => matching.test(name)).map((name) => join(folder, name));
-}
-
-function merge(below: Table, above: Table): Table {
-  const merged: Record<string, unknown> = { ...below };
-  for (const [key, value] of Object.entries(above)) {
-    const old = merged[key];
-    merged[key] = isTable(old) && isTable(value) ? merge(old, value) : value;
-  }
-  return merged;
-}
-
-function isTable(value: unknown): value is Table {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function table(value: unknown): Table {
-  return isTable(value) ? value : {};
+  const names = ["mirrors", "configs", "auths"].filter(
+    (name) => Object.keys(table(registry[name])).length > 0,
+  );
+  // Containerd writes its own User-Agent into this table with the first pull, where the file has the table at all.
+  const headers = Object.keys(table(registry["headers"])).filter((name) => name !== "User-Agent");
+  return headers.length > 0 ? [...names, "headers"] : names;
 }
 
 function string(value: unknown, absent: string): string {

@@ -48,9 +48,12 @@ export async function prepareSnapshot(
   const place = readMounts(mounts);
   if (place) return { key, ...place };
   await removeSnapshot(channel, scope, key);
+  const isUserNamespace = mounts.some((mount) => mount.options.includes("userxattr"));
   throw new PullError(
     "unsupported",
-    `overlayfs gave a mount of a kind that is not known: ${mounts[0]?.type}`,
+    isUserNamespace
+      ? "containerd runs in a user namespace (its overlay mounts use userxattr)"
+      : `overlayfs gave a mount of a kind that is not known: ${mounts[0]?.type}`,
   );
 }
 

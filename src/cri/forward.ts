@@ -62,6 +62,7 @@ export async function ask(incoming: Incoming, forward: Forward, signal: AbortSig
     if (signal.aborted) cancel();
     signal.addEventListener("abort", cancel, { once: true });
     let header: Metadata | undefined;
+    let trailer: Metadata | undefined;
     let bytes: Buffer = Buffer.alloc(0);
     upstream.on("metadata", (received: Metadata) => {
       header = received;
@@ -73,9 +74,13 @@ export async function ask(incoming: Incoming, forward: Forward, signal: AbortSig
       signal.removeEventListener("abort", cancel);
       reject(error);
     });
-    upstream.on("status", (status: { code: number; metadata: Metadata }) => {
+    upstream.on("status", (status: { metadata: Metadata }) => {
+      trailer = status.metadata;
+    });
+    // Not on the status, which may overtake the answer; after an error this settles nothing.
+    upstream.on("end", () => {
       signal.removeEventListener("abort", cancel);
-      if (status.code === 0) resolve({ bytes, header, trailer: status.metadata });
+      resolve({ bytes, header, trailer });
     });
   });
 }

@@ -7,7 +7,7 @@
 
 import { fromBinary } from "@bufbuild/protobuf";
 import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
-import type { PullError } from "../errors.ts";
+import { PullError } from "../errors.ts";
 import { parseReference } from "../oci/reference.ts";
 import { type AuthConfig, type PullImageRequest, PullImageRequestSchema } from "../proto/gen/cri_pb.js";
 import type { Pulled } from "../pull/pull.ts";
@@ -92,12 +92,21 @@ class Attempt {
     this.#reference = request.image?.image ?? "";
     const ineligible = this.#options.ineligible(request);
     if (ineligible) return await this.#delegate(ineligible);
-    await using pulled = await this.#options.pull(this.#reference, credentials(request.auth), this.#signal);
+    await using pulled = await this.#pull(request);
     if (pulled.failure) return await this.#failed(pulled.failure);
     const began = performance.now();
     const answer = await this.#ask();
     this.#options.registered((performance.now() - began) / 1000);
     return answer;
+  }
+
+  /** Whatever goes wrong here, containerd can still be asked. */
+  async #pull(request: PullImageRequest): Promise<Pulled> {
+    try {
+      return await this.#options.pull(this.#reference, credentials(request.auth), this.#signal);
+    } catch (error) {
+      return { failure: PullError.from(error), [Symbol.asyncDispose]: async () => {} };
+    }
   }
 
   async #failed(failure: PullError): Promise<Answer> {

@@ -3,7 +3,7 @@
 // The socket belongs to root alone. It is taken over from a dead process, never from a living one. Bytes pass from
 // handler to handler as they are; this file never decodes a message.
 
-import { chmod, mkdir, rm } from "node:fs/promises";
+import { chmod, lstat, mkdir, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { dirname } from "node:path";
 import {
@@ -77,9 +77,15 @@ function unary(pull: PullHandler, path: string) {
   };
 }
 
-/** Makes way for our socket: its folder exists, and a file that a dead process left is gone. */
+/** Makes way for our socket: its folder exists, and a socket that a dead process left is gone. */
 async function claim(socket: string): Promise<void> {
   await mkdir(dirname(socket), { recursive: true, mode: 0o755 });
+  const present = await lstat(socket).catch(() => undefined);
+  if (present === undefined) return;
+  // Connecting to any file is refused, so a path that is set wrong must not cost somebody a file.
+  if (!present.isSocket()) {
+    throw new PullError("invalid", `${socket} exists and is no socket: set cri.listen to another path`);
+  }
   const outcome = await new Promise<string>((resolve) => {
     const probe = connect(socket);
     probe.once("connect", () => {

@@ -17,6 +17,8 @@ export interface ContainerdOptions {
   readonly sandboxImage?: string;
   /** TOML at the end of the file. */
   readonly more?: string;
+  /** Folders to look for containerd and its shim in before all others. */
+  readonly path?: string;
 }
 
 /** Where private roots are made. */
@@ -28,10 +30,12 @@ export class PrivateContainerd implements AsyncDisposable {
   readonly contentRoot: string;
   readonly snapshotterRoot: string;
   readonly cri: CriClient;
+  readonly #path: string | undefined;
   #process: ServerProcess;
 
-  private constructor(root: string) {
+  private constructor(root: string, path: string | undefined) {
     this.root = root;
+    this.#path = path;
     this.address = join(root, "containerd.sock");
     this.contentRoot = join(root, "root/io.containerd.content.v1.content");
     this.snapshotterRoot = join(root, "root/io.containerd.snapshotter.v1.overlayfs");
@@ -43,8 +47,13 @@ export class PrivateContainerd implements AsyncDisposable {
     const root = await mkdtemp(join(options.root ?? scratch, "containerd-"));
     await mkdir(join(root, "certs.d"));
     await writeFile(join(root, "config.toml"), configuration(root, options));
-    const containerd = new PrivateContainerd(root);
-    await containerd.untilReady();
+    const containerd = new PrivateContainerd(root, options.path);
+    try {
+      await containerd.untilReady();
+    } catch (error) {
+      await containerd[Symbol.asyncDispose]();
+      throw error;
+    }
     return containerd;
   }
 
@@ -116,13 +125,28 @@ export class PrivateContainerd implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.cri[Symbol.dispose]();
     await this.#process.stop("SIGTERM");
+    await stopContainers(this.root);
     await stopShims(this.root);
     await unmountBelow(this.root);
     await rm(this.root, { recursive: true, force: true });
   }
 
   #spawn(): ServerProcess {
-    return new ServerProcess("containerd", ["--config", join(this.root, "config.toml")]);
+    const inherited = process.env["PATH"] ?? "";
+    const env = { ...process.env, PATH: this.#path ? `${this.#path}:${inherited}` : inherited };
+    return new ServerProcess("containerd", ["--config", join(this.root, "config.toml")], { env });
+  }
+}
+
+/** First processes of containers that a failed test left running outlive their shims; ours are told by their bundles. */
+async function stopContainers(root: string): Promise<void> {
+  const bundles = join(root, "state/io.containerd.runtime.v2.task/k8s.io");
+  for (const name of await readdir(bundles).catch(() => [])) {
+    const text = await readFile(join(bundles, name, "init.pid"), "utf8").catch(() => "");
+    const pid = Number(text);
+    const mounts = await readFile(`/proc/${pid}/mountinfo`, "utf8").catch(() => "");
+    // The pid may be somebody else's by now; a container of ours has its root in our snapshotter.
+    if (pid > 1 && mounts.includes(`upperdir=${root}/`)) process.kill(pid, "SIGKILL");
   }
 }
 
