@@ -4,9 +4,12 @@
 // config/hawser.toml all follow it. Nothing here reads anything but the file that it is given.
 
 import { readFile } from "node:fs/promises";
+import { normalize } from "node:path";
 import { parse, TomlError } from "smol-toml";
-import { isTable, type Setting, schema } from "./schema.ts";
-import { Expected } from "./settings.ts";
+import { type Setting, schema } from "./schema.ts";
+import { Expected, isTable, type Problem, problemsAt, toToml, unknownKey } from "./settings.ts";
+
+export type { Problem };
 
 type Schema = typeof schema;
 type ValueOf<S> = S extends Setting<infer Value> ? Value : never;
@@ -17,18 +20,12 @@ export type Config = {
   };
 };
 
-export interface Problem {
-  /** `download.chunk_size`, or empty for the file as a whole. */
-  readonly path: string;
-  readonly message: string;
-}
-
 export interface Loaded {
   /** Good keys have their values; keys with a problem have their defaults. */
   readonly config: Config;
   readonly problems: readonly Problem[];
-  /** Key paths that the file sets. */
-  readonly fromFile: ReadonlySet<string>;
+  /** Key paths that the file sets, with the values as they stand there. */
+  readonly given: ReadonlyMap<string, unknown>;
   /** The file that was read, if there is one. */
   readonly file: string | undefined;
 }
@@ -37,6 +34,13 @@ const defaultFile = "/etc/hawser/hawser.toml";
 
 /** Sections that DESIGN foresees and this version does not have; said apart from typing mistakes. */
 const laterSections = new Set(["admin", "trace", "prewarm"]);
+const laterKeys = new Set([
+  "download.bandwidth_limit",
+  "unpack.durability",
+  "content.spool_max_size",
+  "content.spool_max_age",
+]);
+const later = "is not in this version yet";
 
 /** Never throws. Without a file name the default file is read if it exists; one that is named must exist. */
 export async function loadConfig(file: string | undefined): Promise<Loaded> {
@@ -51,31 +55,25 @@ export async function loadConfig(file: string | undefined): Promise<Loaded> {
   }
 }
 
+/** Never throws; `file` is only a name for what the text came from. */
 export function parseConfig(toml: string, file: string | undefined): Loaded {
   const problems: Problem[] = [];
-  const fromFile = new Set<string>();
-  let table: Record<string, unknown> = {};
-  try {
-    table = parse(toml);
-  } catch (error) {
-    const place = error instanceof TomlError ? ` (line ${error.line}, column ${error.column})` : "";
-    const why = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
-    problems.push({ path: "", message: `${why}${place}` });
-  }
+  const given = new Map<string, unknown>();
+  const table = parseToml(toml, problems);
   findUnknown(table, problems);
   const sections = Object.entries(schema).map(([section, settings]) => {
-    const given = isTable(table[section]) ? table[section] : {};
+    const written = isTable(table[section]) ? table[section] : {};
     const values = Object.entries(settings).map(([key, one]: [string, Setting<unknown>]) => {
+      if (written[key] === undefined) return [key, presetOf(one)];
       const keyPath = `${section}.${key}`;
-      if (given[key] === undefined) return [key, one.kind.parse(one.preset)];
-      fromFile.add(keyPath);
-      return [key, parseValue(one, given[key], keyPath, problems)];
+      given.set(keyPath, written[key]);
+      return [key, parseValue(one, written[key], keyPath, problems)];
     });
     return [section, Object.freeze(Object.fromEntries(values))];
   });
-  const config = Object.freeze(Object.fromEntries(sections)) as Config;
-  if (problems.length === 0) crossCheck(config, problems);
-  return { config, problems, fromFile, file };
+  const config = separateSockets(Object.fromEntries(sections) as Config, problems);
+  findContradictions(config, given, problems);
+  return { config: Object.freeze(config), problems, given, file };
 }
 
 /** Every key with its default and its sentence, in the order of the table. */
@@ -90,6 +88,17 @@ export function describeSettings(): { section: string; key: string; preset: unkn
   );
 }
 
+function parseToml(toml: string, problems: Problem[]): Readonly<Record<string, unknown>> {
+  try {
+    return parse(toml);
+  } catch (error) {
+    const place = error instanceof TomlError ? ` (line ${error.line}, column ${error.column})` : "";
+    const why = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+    problems.push({ path: "", message: `${why}${place}` });
+    return {};
+  }
+}
+
 function parseValue(
   setting: Setting<unknown>,
   value: unknown,
@@ -100,24 +109,26 @@ function parseValue(
     return setting.kind.parse(value);
   } catch (error) {
     if (!(error instanceof Expected)) throw error;
-    problems.push({ path: keyPath, message: `expected ${error.message}, not ${JSON.stringify(value)}` });
-    return setting.kind.parse(setting.preset);
+    problems.push(...problemsAt(keyPath, error, value));
+    return presetOf(setting);
   }
 }
 
+function presetOf<Value>({ kind, preset }: Setting<Value>): Value {
+  return kind.parse(preset);
+}
+
 function findUnknown(table: Readonly<Record<string, unknown>>, problems: Problem[]): void {
-  const sections: Readonly<Record<string, object>> = schema;
-  for (const [section, given] of Object.entries(table)) {
-    const known = sections[section];
+  const sections = new Map<string, object>(Object.entries(schema));
+  for (const [section, written] of Object.entries(table)) {
+    const known = sections.get(section);
     if (known === undefined) {
-      const message = laterSections.has(section)
-        ? "is not in this version yet"
-        : unknown(section, Object.keys(schema));
+      const message = laterSections.has(section) ? later : unknownKey(section, [...sections.keys()]);
       problems.push({ path: section, message });
-    } else if (isTable(given)) {
-      for (const key of Object.keys(given)) {
-        if (!(key in known))
-          problems.push({ path: `${section}.${key}`, message: unknown(key, Object.keys(known)) });
+    } else if (isTable(written)) {
+      for (const key of Object.keys(written).filter((one) => !Object.hasOwn(known, one))) {
+        const path = `${section}.${key}`;
+        problems.push({ path, message: laterKeys.has(path) ? later : unknownKey(key, Object.keys(known)) });
       }
     } else {
       problems.push({ path: section, message: `expected a section, [${section}]` });
@@ -125,55 +136,47 @@ function findUnknown(table: Readonly<Record<string, unknown>>, problems: Problem
   }
 }
 
-function crossCheck({ download, unpack, fallback }: Config, problems: Problem[]): void {
-  const above = (keyPath: string, value: number | "auto", limit: string, max: number | "auto"): void => {
-    if (value === "auto" || max === "auto" || value <= max) return;
-    problems.push({
-      path: keyPath,
-      message: `${value} is above ${limit} (${max}) and would never be reached`,
-    });
+/** Hawser on containerd's own socket would forward to itself, or take the socket while containerd is down. */
+function separateSockets(config: Config, problems: Problem[]): Config {
+  const { cri, containerd } = config;
+  if (normalize(cri.listen) !== normalize(containerd.address)) return config;
+  problems.push({ path: "cri.listen", message: `${toToml(cri.listen)} is containerd.address too` });
+  return {
+    ...config,
+    cri: Object.freeze({ ...cri, listen: presetOf(schema.cri.listen) }),
+    containerd: Object.freeze({ ...containerd, address: presetOf(schema.containerd.address) }),
   };
-  above(
-    "download.max_concurrent_per_image",
-    download.max_concurrent_per_image,
-    "download.max_concurrent",
-    download.max_concurrent,
+}
+
+/** Limits that another limit keeps from ever being reached. Only a key that the file sets is blamed. */
+function findContradictions(config: Config, given: ReadonlyMap<string, unknown>, problems: Problem[]): void {
+  const { download, unpack, registry, fallback } = config;
+  const bad = new Set(problems.map(({ path }) => path));
+  const written = new Map(
+    describeSettings().map(({ section, key, preset }) => [`${section}.${key}`, preset]),
   );
-  above(
-    "download.max_concurrent_per_host",
-    download.max_concurrent_per_host,
-    "download.max_concurrent",
-    download.max_concurrent,
-  );
-  above(
+  for (const [path, value] of given) written.set(path, value);
+  const above = (path: string, value: number | "auto", limit: string, max: number | "auto"): void => {
+    if (bad.has(path) || bad.has(limit) || value === "auto" || max === "auto" || value <= max) return;
+    const [ours, theirs] = [written.get(path) ?? value, written.get(limit)].map(toToml);
+    problems.push({ path, message: `${ours} is above ${limit} (${theirs}) and would never be reached` });
+  };
+  const check = (path: string, value: number | "auto", limit: string, max: number | "auto"): void => {
+    if (given.has(path)) above(path, value, limit, max);
+  };
+  const [node, image] = ["download.max_concurrent", "download.max_concurrent_per_image"];
+  check(image, download.max_concurrent_per_image, node, download.max_concurrent);
+  check("download.max_concurrent_per_host", download.max_concurrent_per_host, node, download.max_concurrent);
+  check(
     "unpack.max_concurrent_per_image",
     unpack.max_concurrent_per_image,
     "unpack.max_concurrent",
     unpack.max_concurrent,
   );
-  above(
-    "download.connect_timeout",
-    download.connect_timeout,
-    "fallback.after, in milliseconds",
-    fallback.after,
-  );
-}
-
-function unknown(name: string, known: readonly string[]): string {
-  const near = known.map((one) => ({ one, far: distance(name, one) })).sort((a, b) => a.far - b.far)[0];
-  return near && near.far <= 3 ? `is not known; did you mean ${near.one}?` : "is not known";
-}
-
-/** Levenshtein's distance. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, index) => index);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const change = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
-      next.push(Math.min(change, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
-    }
-    row = next;
+  check("download.connect_timeout", download.connect_timeout, "fallback.after", fallback.after);
+  for (const [host, { streams = 0, max_concurrent = 0 }] of registry.host) {
+    const path = `registry.host.${JSON.stringify(host)}`;
+    above(`${path}.streams`, streams, image, download.max_concurrent_per_image);
+    above(`${path}.max_concurrent`, max_concurrent, node, download.max_concurrent);
   }
-  return row[b.length] ?? 0;
 }

@@ -5,10 +5,10 @@
 // call goes through to containerd, and log and metrics say why.
 
 import { existsSync } from "node:fs";
-import { availableParallelism } from "node:os";
 import type { Config, Problem } from "./config.ts";
 import { createContainerd } from "./containerd/client.ts";
 import type { Containerd, ContainerdFacts } from "./containerd/containerd.ts";
+import { availableCores } from "./cores.ts";
 import { createPullHandler, type Delegation, type PullOutcome } from "./cri/images.ts";
 import { type CriServer, createCriServer } from "./cri/server.ts";
 import { PullError } from "./errors.ts";
@@ -304,7 +304,7 @@ class NodeDaemon implements Daemon {
 const runtimeHandlerAnnotation = "io.containerd.cri.runtime-handler";
 
 function threadsOf({ unpack }: Config): number {
-  return unpack.max_concurrent === "auto" ? availableParallelism() : unpack.max_concurrent;
+  return unpack.max_concurrent === "auto" ? availableCores() : unpack.max_concurrent;
 }
 
 function configurationProblem(problems: readonly Problem[]): Delegation {

@@ -12,7 +12,8 @@ export interface Exposition {
 /** Throws `invalid` when the address cannot be listened on. */
 export async function expose(metrics: Metrics, host: string, port: number): Promise<Exposition> {
   const server = createServer({ maxHeaderSize: 16 * 1024, requestTimeout: 10_000 }, (request, response) => {
-    void answer(metrics, request, response);
+    // A default metric that cannot be collected (/proc hidden, descriptors used up) costs this answer, not the daemon.
+    answer(metrics, request, response).catch(() => response.writeHead(500).end());
   });
   server.maxConnections = 64;
   await listen(server, host, port);
@@ -44,7 +45,8 @@ async function answer(metrics: Metrics, request: IncomingMessage, response: Serv
 
 async function listen(server: Server, host: string, port: number): Promise<void> {
   await new Promise<void>((resolve, reject) => {
-    server.once("error", (error) => {
+    // Stays on after that: accept(2) reports EMFILE as an error of the server, which nobody must die of.
+    server.on("error", (error) => {
       reject(new PullError("invalid", `metrics.listen: cannot listen on ${host}:${port}: ${error.message}`));
     });
     server.listen(port, host, resolve);

@@ -11,12 +11,19 @@ export interface LogOptions {
 }
 
 /** Keys whose values never reach the log, at the top and one level down. */
-const secrets = ["authorization", "auth", "password", "token", "identityToken", "registryToken"];
+const secrets = [
+  "authorization",
+  "Authorization",
+  "auth",
+  "password",
+  "token",
+  "access_token",
+  "refresh_token",
+  "identityToken",
+  "registryToken",
+];
 
-export function createLog(
-  options: LogOptions,
-  stream: DestinationStream = destination({ fd: 2, sync: true }),
-): Log {
+export function createLog(options: LogOptions, stream: DestinationStream = standardError()): Log {
   return pino(
     {
       level: options.level,
@@ -27,6 +34,16 @@ export function createLog(
     },
     options.format === "json" ? stream : { write: (line) => stream.write(readable(line)) },
   );
+}
+
+/**
+ * A disk that is full, or a reader that has gone, must not end the daemon: lines that cannot be written wait, at most
+ * a megabyte of them, and later ones are dropped.
+ */
+function standardError(): DestinationStream {
+  const stream = destination({ fd: 2, sync: true, maxLength: 2 ** 20 });
+  stream.on("error", () => {});
+  return stream;
 }
 
 /** `TIME LEVEL message key=value …`, for a person at a terminal or in the journal. */
@@ -40,5 +57,10 @@ function readable(line: string): string {
     const text = typeof value === "string" ? value : JSON.stringify(value);
     return ` ${key}=${/[\s"=]/.test(text) ? JSON.stringify(text) : text}`;
   });
-  return `${time} ${level.padEnd(5)} ${msg ?? ""}${pairs.join("")}\n`;
+  return `${escapeControls(`${time} ${level.padEnd(5)} ${msg ?? ""}${pairs.join("")}`)}\n`;
+}
+
+/** What registries say ends up in messages; it may neither begin a line of its own nor speak to the terminal. */
+function escapeControls(text: string): string {
+  return text.replace(/\p{Cc}/gu, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }

@@ -18,12 +18,18 @@ Commands:
 ${commands.map(({ name, summary }) => `  ${name.padEnd(10)}${summary}`).join("\n")}
   version   print the version
 
-Run "hawser COMMAND --help" for a command's options. Settings: config/hawser.toml, every key optional.
+Run "hawser COMMAND --help" for a command's options. Settings are read from /etc/hawser/hawser.toml, every one of
+them optional; "hawser config show" lists them.
+
+Try it beside a running containerd, as root:
+  hawser serve &
+  hawser pull docker.io/library/busybox:latest
 `;
 
 async function main(argv: readonly string[], context: Context): Promise<number> {
-  const [name, ...args] = argv;
-  if (name === "--help" || name === "-h" || name === "help") {
+  // "help pull" is "pull --help".
+  const [name, ...args] = argv[0] === "help" ? [...argv.slice(1), "--help"] : argv;
+  if (name === "--help" || name === "-h") {
     context.stdout(usage);
     return 0;
   }
@@ -55,6 +61,15 @@ function interruption(): AbortSignal {
   return abort.signal;
 }
 
+/** A reader that has gone (`hawser config show | head`) is no fault; a standard error that is broken can tell nobody. */
+function surviveBrokenOutput(): void {
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") process.stderr.write(`hawser: cannot write: ${error.message}\n`);
+    process.exit(1);
+  });
+  process.stderr.on("error", () => {});
+}
+
 const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
   version: string;
 };
@@ -65,6 +80,7 @@ const context: Context = {
   interrupted: interruption(),
 };
 
+surviveBrokenOutput();
 try {
   process.exitCode = await main(process.argv.slice(2), context);
 } catch (error) {

@@ -7,13 +7,18 @@ import {
   duration,
   Expected,
   flag,
+  hosts,
+  isTable,
   type Kind,
   or,
+  type Problem,
   path,
   paths,
+  problemsAt,
   size,
+  socket,
   text,
-  texts,
+  unknownKey,
 } from "./settings.ts";
 
 export interface Setting<Value> {
@@ -31,9 +36,48 @@ export interface HostSettings {
 
 const requests = count(1, 256);
 
+const hostKeys: readonly string[] = ["streams", "max_concurrent"] satisfies (keyof HostSettings)[];
+
+const hostTable: Kind<ReadonlyMap<string, HostSettings>> = {
+  parse: (value) => {
+    if (!isTable(value)) throw new Expected('tables, such as [registry.host."registry.example.com"]');
+    const inside = Object.entries(value).flatMap(([host, given]) => hostProblems(host, given));
+    if (inside.length > 0) throw new Expected("", inside);
+    return new Map(Object.entries(value as Record<string, HostSettings>));
+  },
+};
+
+function hostProblems(host: string, given: unknown): Problem[] {
+  const key = JSON.stringify(host);
+  if (host === "docker.io") return [{ path: key, message: "is asked as registry-1.docker.io; say that" }];
+  // Permits and connections are counted by a URL's host; a key that is spelled otherwise would never be met.
+  const url = `https://${host.replace(/^\w+:\/\//, "")}`;
+  const urlHost = URL.canParse(url) ? new URL(url).host : "";
+  if (urlHost === "" || urlHost !== host) {
+    const such = JSON.stringify(urlHost || "registry.example.com:5000");
+    return [{ path: key, message: `expected a host without scheme and path, such as ${such}` }];
+  }
+  if (!isTable(given)) return [{ path: key, message: `expected a table, [registry.host.${key}]` }];
+  return Object.entries(given).flatMap(([name, number]): Problem[] => {
+    const keyPath = `${key}.${name}`;
+    if (!hostKeys.includes(name)) return [{ path: keyPath, message: unknownKey(name, hostKeys) }];
+    try {
+      requests.parse(number);
+      return [];
+    } catch (error) {
+      if (!(error instanceof Expected)) throw error;
+      return problemsAt(keyPath, error, number);
+    }
+  });
+}
+
 export const schema = {
   cri: {
-    listen: setting(path, "/run/hawser/hawser.sock", "Socket that kubelet's imageServiceEndpoint points at."),
+    listen: setting(
+      socket,
+      "/run/hawser/hawser.sock",
+      "Socket that kubelet's imageServiceEndpoint points at.",
+    ),
     max_message_size: setting(
       size("16MiB", "1GiB"),
       "16MiB",
@@ -41,7 +85,7 @@ export const schema = {
     ),
   },
   containerd: {
-    address: setting(path, "/run/containerd/containerd.sock", "Containerd's socket."),
+    address: setting(socket, "/run/containerd/containerd.sock", "Containerd's socket."),
     namespace: setting(
       text,
       "k8s.io",
@@ -64,12 +108,12 @@ export const schema = {
       "auto",
       'Directories with hosts.toml files (certs.d); "auto" takes those of containerd.',
     ),
-    include: setting(texts, [], "If not empty, only images of these registry hosts are accelerated."),
-    exclude: setting(texts, [], "Images of these registry hosts are left to containerd."),
+    include: setting(hosts, [], "If not empty, only images of these registry hosts are accelerated."),
+    exclude: setting(hosts, [], "Images of these registry hosts are left to containerd."),
     host: setting(
-      hosts(),
+      hostTable,
       {},
-      'Per host, as [registry.host."registry.example.com"]: streams (connections for one blob) and max_concurrent (blob requests at once).',
+      "Per host that requests go to (registry-1.docker.io for docker.io): streams (connections for one blob) and max_concurrent (blob requests at once).",
     ),
   },
   download: {
@@ -179,27 +223,6 @@ export const schema = {
   },
 } as const;
 
-function hosts(): Kind<ReadonlyMap<string, HostSettings>> {
-  const known = new Set(["streams", "max_concurrent"]);
-  return {
-    parse: (value) => {
-      if (!isTable(value)) throw new Expected('tables, such as [registry.host."registry.example.com"]');
-      const entries = Object.entries(value).map(([host, given]): [string, HostSettings] => {
-        if (!isTable(given)) throw new Expected(`a table for ${host}`);
-        const strange = Object.keys(given).find((key) => !known.has(key));
-        if (strange !== undefined) throw new Expected(`streams or max_concurrent for ${host}`);
-        for (const number of Object.values(given)) requests.parse(number);
-        return [host, given];
-      });
-      return new Map(entries);
-    },
-  };
-}
-
 function setting<Value>(kind: Kind<Value>, preset: unknown, help: string): Setting<Value> {
   return { kind, preset, help };
-}
-
-export function isTable(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date);
 }

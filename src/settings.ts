@@ -1,12 +1,44 @@
 // Kinds of settings: what a TOML value must look like, and what it becomes. Sizes come in bytes, durations in
-// milliseconds. The words "auto", "unlimited" and "off" are values of the kinds that allow them.
+// milliseconds. The words "auto" and "off" are values of the kinds that allow them.
 
-/** One kind of value. `parse` throws an Expected that completes the sentence "expected …". */
+/** One kind of value. `parse` throws an Expected, and nothing else. */
 export interface Kind<Value> {
   readonly parse: (value: unknown) => Value;
 }
 
-export class Expected extends Error {}
+export interface Problem {
+  /** `download.chunk_size`, or empty for the file as a whole. */
+  readonly path: string;
+  readonly message: string;
+}
+
+/** Completes the sentence "expected …"; or, for a table, says what is wrong inside of it. */
+export class Expected extends Error {
+  readonly inside: readonly Problem[];
+
+  constructor(message: string, inside: readonly Problem[] = []) {
+    super(message);
+    this.inside = inside;
+  }
+}
+
+/** What an Expected says of the value at this key path. */
+export function problemsAt(path: string, error: Expected, value: unknown): Problem[] {
+  if (error.inside.length === 0)
+    return [{ path, message: `expected ${error.message}, not ${toToml(value)}` }];
+  return error.inside.map((problem) => ({ path: `${path}.${problem.path}`, message: problem.message }));
+}
+
+/** What to say of a key that is not known: the nearest one that is. */
+export function unknownKey(name: string, known: readonly string[]): string {
+  const near = known.map((one) => ({ one, far: distance(name, one) })).sort((a, b) => a.far - b.far)[0];
+  return near && near.far <= 3 ? `is not known; did you mean ${near.one}?` : "is not known";
+}
+
+/** A value on one line, as it would be written in the file; near enough for a message. */
+export function toToml(value: unknown): string {
+  return typeof value === "number" ? String(value) : JSON.stringify(value);
+}
 
 const sizeUnits: Readonly<Record<string, number>> = {
   B: 1,
@@ -25,6 +57,15 @@ export const path: Kind<string> = {
   },
 };
 
+/** A unix socket's path; sun_path has 108 bytes, of which one ends it (unix(7)). */
+export const socket: Kind<string> = {
+  parse: (value) => {
+    const absolute = path.parse(value);
+    if (Buffer.byteLength(absolute) <= 107) return absolute;
+    throw new Expected("a path of at most 107 bytes, which is all that a socket may have");
+  },
+};
+
 export const text: Kind<string> = {
   parse: (value) => {
     if (typeof value === "string" && value !== "") return value;
@@ -39,13 +80,19 @@ export const flag: Kind<boolean> = {
   },
 };
 
-export const texts: Kind<readonly string[]> = {
+/** Registry hosts as they stand in references. */
+export const hosts: Kind<readonly string[]> = {
   parse: (value) => {
-    if (Array.isArray(value) && value.every((one) => typeof one === "string" && one !== ""))
-      return value as string[];
-    throw new Expected('a list of strings, such as ["registry.example.com"]');
+    const isHost = (one: unknown): boolean =>
+      typeof one === "string" && /^(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d{1,5})?$/.test(one);
+    if (Array.isArray(value) && value.every(isHost)) return value as string[];
+    throw new Expected('a list of registry hosts, such as ["docker.io", "registry.example.com:5000"]');
   },
 };
+
+export function isTable(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date);
+}
 
 export const paths: Kind<readonly string[]> = {
   parse: (value) => {
@@ -86,7 +133,7 @@ export function duration(min: string, max: string): Kind<number> {
 export const address: Kind<{ readonly host: string; readonly port: number } | "off"> = {
   parse: (value) => {
     if (value === "off") return "off";
-    const match = typeof value === "string" ? /^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$/.exec(value) : null;
+    const match = typeof value === "string" ? /^(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})$/.exec(value) : null;
     const port = Number(match?.[2]);
     if (match?.[1] === undefined || port > 65_535)
       throw new Expected('"host:port", such as "127.0.0.1:9464", or "off"');
@@ -130,4 +177,18 @@ function measure(units: Readonly<Record<string, number>>, value: unknown): numbe
   const match = typeof value === "string" ? /^(\d+(?:\.\d+)?) ?([A-Za-z]+)$/.exec(value) : null;
   const unit = units[match?.[2] ?? ""];
   return match === null || unit === undefined ? undefined : Math.round(Number(match[1]) * unit);
+}
+
+/** Levenshtein's distance. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, index) => index);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const change = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(change, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
 }

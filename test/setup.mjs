@@ -30,14 +30,19 @@ const packages = [
   "zstd",
 ];
 
-main();
+try {
+  main();
+} catch (error) {
+  console.error(`setup: ${error.message}`);
+  process.exitCode = 1;
+}
 
 function main() {
   const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
   if (major < 20 || (major === 20 && minor < 19))
-    fail(`Node.js 20.19 or newer is needed, this is ${process.version}`);
+    throw new Error(`Node.js 20.19 or newer is needed, this is ${process.version}`);
   if (process.getuid?.() !== 0)
-    fail("run this as root: it installs packages and starts a private containerd");
+    throw new Error("run this as root: it installs packages and starts a private containerd");
   installPackages();
   installModules();
   run("building the addon", "npm", ["run", "--silent", "build:native"]);
@@ -48,11 +53,15 @@ function installPackages() {
   const missing = packages.filter((name) => !isInstalled(name));
   if (missing.length === 0) return;
   if (spawnSync("apt-get", ["--version"]).status !== 0)
-    fail(`apt-get is needed to install: ${missing.join(" ")}`);
+    throw new Error(`apt-get is needed to install: ${missing.join(" ")}`);
   console.log(`Installing Debian packages: ${missing.join(" ")}`);
   // Servers are started by tests, privately; their packages must not start any by themselves.
   const policy = "/usr/sbin/policy-rc.d";
   const mayWrite = !existsSync(policy);
+  // The policy must not outlive this, so an interruption ends apt-get alone, and this process then fails for it.
+  const signals = ["SIGINT", "SIGTERM", "SIGHUP"];
+  const stay = () => {};
+  for (const signal of signals) process.on(signal, stay);
   if (mayWrite) writeFileSync(policy, "#!/bin/sh\nexit 101\n", { mode: 0o755 });
   try {
     const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
@@ -65,6 +74,7 @@ function installPackages() {
     );
   } finally {
     if (mayWrite) rmSync(policy, { force: true });
+    for (const signal of signals) process.off(signal, stay);
   }
 }
 
@@ -93,11 +103,7 @@ function run(what, command, args, env = process.env) {
     });
   } catch (error) {
     const output = [error.stdout, error.stderr].map((bytes) => bytes?.toString() ?? "").join("");
-    fail(`${what} failed:\n${output.slice(-4000)}`);
+    const why = output === "" ? error.message : `\n${output.slice(-4000)}`;
+    throw new Error(`${what} failed: ${why}`, { cause: error });
   }
-}
-
-function fail(message) {
-  console.error(`setup: ${message}`);
-  process.exit(1);
 }

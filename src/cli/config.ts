@@ -6,20 +6,26 @@ import { type Command, parseOptions, UsageError } from "./command.ts";
 export const config: Command = {
   name: "config",
   summary: "check a configuration file, or show what is in force",
-  help: `Usage: hawser config check [--config FILE]
-       hawser config show [--config FILE]
+  help: `Usage: hawser config check [FILE]
+       hawser config show [FILE]
 
 check   lists every problem with its key path; exit code 2 if there is one
 show    prints every key with its value and where it came from
 
 Options:
-  --config FILE   configuration (default /etc/hawser/hawser.toml, which need not exist)
+  --config FILE   the file, as "hawser serve" takes it (default /etc/hawser/hawser.toml, which need not exist)
+
+Examples:
+  hawser config check new.toml
+  hawser config show
 `,
   run: async (args, { stdout, stderr }) => {
-    const { values, positionals } = parseOptions(args, { config: { type: "string" } }, 1);
-    const [action] = positionals;
+    const { values, positionals } = parseOptions(args, { config: { type: "string" } }, 2);
+    const [action, file] = positionals;
     if (action !== "check" && action !== "show") throw new UsageError('expected "check" or "show"');
-    const loaded = await loadConfig(values.config);
+    if (file !== undefined && values.config !== undefined)
+      throw new UsageError("expected one file, as FILE or as --config FILE");
+    const loaded = await loadConfig(file ?? values.config);
     for (const { path, message } of loaded.problems)
       stderr(`${loaded.file}: ${path ? `${path}: ` : ""}${message}\n`);
     if (loaded.problems.length > 0) return 2;
@@ -28,13 +34,11 @@ Options:
   },
 };
 
-function show({ config: values, fromFile, file }: Loaded): string {
-  const sections = values as unknown as Readonly<Record<string, Readonly<Record<string, unknown>>>>;
+function show({ given, file }: Loaded): string {
   const rows = describeSettings().map(({ section, key, preset }) => {
     const path = `${section}.${key}`;
-    const isSet = fromFile.has(path);
-    const value = isSet ? sections[section]?.[key] : preset;
-    return [path, toText(value), isSet ? (file ?? "") : "default"];
+    const [value, origin] = given.has(path) ? [given.get(path), file ?? ""] : [preset, "default"];
+    return [path, JSON.stringify(value), origin];
   });
   const width = (column: number): number => Math.max(...rows.map((row) => row[column]?.length ?? 0));
   const [first, second] = [width(0), width(1)];
@@ -57,8 +61,4 @@ export function renderSettings(): string {
     else lines.push(`# ${key} = ${JSON.stringify(preset)}`);
   }
   return `${lines.join("\n")}\n`;
-}
-
-function toText(value: unknown): string {
-  return JSON.stringify(value instanceof Map ? Object.fromEntries(value) : value);
 }

@@ -1,13 +1,14 @@
 // hawser pull: asks a CRI socket for an image, as kubelet would.
 
-import { text } from "node:stream/consumers";
+import { addAbortSignal } from "node:stream";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Client, credentials, type ServiceError } from "@grpc/grpc-js";
-import { parseReference } from "../oci/reference.ts";
 import { PullImageRequestSchema, PullImageResponseSchema } from "../proto/gen/cri_pb.js";
 import { type Command, parseOptions, UsageError } from "./command.ts";
 
 const defaultSocket = "/run/hawser/hawser.sock";
+/** Some registries' passwords are tokens of several kilobytes. */
+const loginLengthMax = 64 * 1024;
 
 interface Login {
   readonly username: string;
@@ -30,25 +31,33 @@ Options:
     const { values, positionals } = parseOptions(args, options, 1);
     const [reference] = positionals;
     if (reference === undefined) throw new UsageError("expected an image reference, such as busybox:1.36");
-    const socket = (values.cri ?? defaultSocket).replace(/^unix:\/\//, "");
-    const login = values["creds-stdin"] ? readLogin(await text(process.stdin)) : undefined;
-    const began = performance.now();
+    const socket = (values.cri ?? defaultSocket).replace(/^unix:(\/\/)?/, "");
     try {
+      const login = values["creds-stdin"] ? await readLogin(context.interrupted) : undefined;
+      const began = performance.now();
       const id = await ask(socket, reference, login, context.interrupted);
       context.stdout(`${id}\n`);
       const seconds = ((performance.now() - began) / 1000).toFixed(2);
-      context.stderr(`pulled ${parseReference(reference).name} in ${seconds} s\n`);
+      context.stderr(`pulled ${reference} in ${seconds} s\n`);
       return 0;
     } catch (error) {
+      if (error instanceof UsageError) throw error;
       const { details, message } = error as ServiceError;
-      context.stderr(`hawser: cannot pull ${reference} through ${socket}: ${details || message}\n`);
+      const why = context.interrupted.aborted ? "interrupted" : (details || message).replaceAll(/\s+/g, " ");
+      context.stderr(`hawser: cannot pull ${reference} through ${socket}: ${why}\n`);
       return 1;
     }
   },
 };
 
-function readLogin(line: string): Login {
-  const [username, password] = line.replace(/\r?\n$/, "").split(/:(.*)/s, 2);
+/** Not from the arguments, which every user of the machine can see. */
+async function readLogin(signal: AbortSignal): Promise<Login> {
+  let input = "";
+  for await (const piece of addAbortSignal(signal, process.stdin.setEncoding("utf8"))) {
+    input += String(piece);
+    if (input.length > loginLengthMax) throw new UsageError("too much on standard input for credentials");
+  }
+  const [username, password] = input.replace(/\r?\n$/, "").split(/:(.*)/s, 2);
   if (!username || password === undefined) throw new UsageError('expected "user:password" on standard input');
   return { username, password };
 }
@@ -59,6 +68,7 @@ async function ask(
   login: Login | undefined,
   signal: AbortSignal,
 ): Promise<string> {
+  signal.throwIfAborted();
   const client = new Client(`unix:${socket}`, credentials.createInsecure(), {
     "grpc.default_authority": "localhost",
   });

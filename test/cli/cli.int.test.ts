@@ -1,15 +1,17 @@
 // The command line as a user meets it: the built program, its exit codes and its one-line errors.
 
-import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { FakeRegistry } from "../fakes/registry.ts";
 import { file, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd, scratch } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
-import { ServerProcess } from "../harness/process.ts";
+import { eventually, ServerProcess } from "../harness/process.ts";
 
 const program = fileURLToPath(new URL("../../dist/main.js", import.meta.url));
 let folder: string;
@@ -39,6 +41,7 @@ describe("usage", () => {
       const help = hawser([command, "--help"]);
       expect(help.status).toBe(0);
       expect(help.stdout).toContain(`Usage: hawser ${command}`);
+      expect(hawser(["help", command]).stdout).toBe(help.stdout);
     }
   });
 
@@ -56,6 +59,8 @@ describe("usage", () => {
     [["pull", "a", "b"], 'unexpected argument "b"'],
     [["pull", "--frob", "a"], "Unknown option '--frob'"],
     [["config"], 'expected "check" or "show"'],
+    [["config", "show", "a", "--config", "b"], "expected one file"],
+    [["help", "me"], 'there is no command "me"'],
     [["serve", "--config"], "Option '--config <value>' argument missing"],
   ])("%j is one line and exit code 2", (args, message) => {
     const { status, stdout, stderr } = hawser(args);
@@ -82,11 +87,9 @@ describe("config", () => {
   test("check of a good file, and of one that is not there", () => {
     const path = join(folder, "good.toml");
     writeFileSync(path, "[download]\nretries = 1\n");
-    expect(hawser(["config", "check", "--config", path])).toEqual({
-      status: 0,
-      stdout: `${path}: ok\n`,
-      stderr: "",
-    });
+    const ok = { status: 0, stdout: `${path}: ok\n`, stderr: "" };
+    expect(hawser(["config", "check", "--config", path])).toEqual(ok);
+    expect(hawser(["config", "check", path])).toEqual(ok);
     const missing = hawser(["config", "check", "--config", join(folder, "missing.toml")]);
     expect(missing.status).toBe(2);
     expect(missing.stderr).toContain("missing.toml cannot be read: ENOENT");
@@ -94,10 +97,49 @@ describe("config", () => {
 
   test("show says where each value comes from", () => {
     const path = join(folder, "shown.toml");
-    writeFileSync(path, "[download]\nretries = 1\n");
+    writeFileSync(
+      path,
+      '[download]\nretries = 1\nprogress_timeout = "1.5m"\n[metrics]\nlisten = "[::1]:80"\n',
+    );
     const { stdout } = hawser(["config", "show", "--config", path]);
     expect(stdout).toMatch(new RegExp(`^download\\.retries +1 +${path}$`, "m"));
+    expect(stdout).toMatch(/^download\.progress_timeout +"1\.5m" +\//m);
+    expect(stdout).toMatch(/^metrics\.listen +"\[::1\]:80" +\//m);
     expect(stdout).toMatch(/^download\.chunk_size +"8MiB" +default$/m);
+  });
+});
+
+describe("broken output", () => {
+  const shell = (line: string) => {
+    const { status, stderr } = spawnSync("sh", ["-c", `${process.execPath} ${program} ${line}`], {
+      encoding: "utf8",
+    });
+    return { status, stderr };
+  };
+
+  test("a disk that is full is one line, a reader that has gone is none", () => {
+    const full = shell("version >/dev/full");
+    expect(full).toEqual({ status: 1, stderr: expect.stringMatching(/^hawser: cannot write: ENOSPC.*\n$/) });
+    // The reader ends before the program has even begun.
+    expect(shell("config show | true").stderr).toBe("");
+  });
+
+  test("the daemon outlives its log", async () => {
+    const [socket, config] = [join(folder, "full.sock"), join(folder, "full.toml")];
+    const toml = `[cri]\nlisten = "${socket}"\n[containerd]\naddress = "${socket}.none"\n[metrics]\nlisten = "off"\n`;
+    writeFileSync(config, toml);
+    const line = `exec ${process.execPath} ${program} serve --config ${config} 2>/dev/full`;
+    const daemon = new ServerProcess("sh", ["-c", line]);
+    try {
+      await eventually(async () => {
+        daemon.throwIfOver();
+        expect(hawser(["pull", "x", "--cri", socket]).stderr).toContain(`${socket}.none`);
+      }, "containerd's absence said by the daemon");
+    } finally {
+      await daemon.stop();
+    }
+    expect(daemon.exitCode).toBe(0);
+    expect(existsSync(socket)).toBe(false);
   });
 });
 
@@ -128,6 +170,24 @@ describe("serve and pull", () => {
     expect(none.status).toBe(1);
     expect(none.stderr).toMatch(/^hawser: cannot pull busybox through .*none\.sock: /);
     expect(hawser(["pull", "busybox", "--creds-stdin"], "nonsense\n")).toMatchObject({ status: 2 });
+  });
+
+  test("an interruption ends waiting for credentials", async () => {
+    const args = [program, "pull", "busybox", "--creds-stdin"];
+    const child = spawn(process.execPath, args, { stdio: ["pipe", "ignore", "pipe"] });
+    const exited = once(child, "exit");
+    const output = text(child.stderr);
+    try {
+      const fdinfo = `/proc/${child.pid}/fdinfo`;
+      await eventually(async () => {
+        const watched = readdirSync(fdinfo).map((fd) => readFileSync(join(fdinfo, fd), "utf8"));
+        expect(watched.join("")).toMatch(/^tfd: +0 /m);
+      }, "standard input in an epoll set");
+    } finally {
+      child.kill("SIGINT");
+    }
+    expect(await exited).toEqual([1, null]);
+    expect(await output).toBe("hawser: cannot pull busybox through /run/hawser/hawser.sock: interrupted\n");
   });
 
   test("SIGTERM ends it: the exit code is 0 and the socket is gone", async () => {

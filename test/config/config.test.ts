@@ -1,10 +1,12 @@
 // The configuration: strict, complete in what it says, and documented by the very file that ships.
 
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { renderSettings } from "../../src/cli/config.ts";
-import { describeSettings, parseConfig } from "../../src/config.ts";
+import { describeSettings, loadConfig, parseConfig } from "../../src/config.ts";
 
 function problemsOf(toml: string): string[] {
   return parseConfig(toml, "test.toml").problems.map(({ path, message }) =>
@@ -13,9 +15,9 @@ function problemsOf(toml: string): string[] {
 }
 
 test("with no file everything has its default", () => {
-  const { config, problems, fromFile } = parseConfig("", undefined);
+  const { config, problems, given } = parseConfig("", undefined);
   expect(problems).toEqual([]);
-  expect(fromFile.size).toBe(0);
+  expect(given.size).toBe(0);
   expect(config.cri.listen).toBe("/run/hawser/hawser.sock");
   expect(config.download.chunk_size).toBe(8 * 1024 * 1024);
   expect(config.fallback.after).toBe(10_000);
@@ -53,15 +55,21 @@ images = []
 [registry]
 exclude = "docker.io"
 [registry.host."x"]
-speed = 1
+stream = 1
+max_concurrent = 0
+[registry.host."https://y/"]
+[registry.host."docker.io"]
 `);
   expect(problems).toEqual([
     "download.retires: is not known; did you mean retries?",
     "dwonload: is not known; did you mean download?",
     "prewarm: is not in this version yet",
     expect.stringMatching(/^cri\.listen: expected an absolute path.*not "relative\.sock"$/),
-    'registry.exclude: expected a list of strings, such as ["registry.example.com"], not "docker.io"',
-    expect.stringMatching(/^registry\.host: expected streams or max_concurrent for x/),
+    'registry.exclude: expected a list of registry hosts, such as ["docker.io", "registry.example.com:5000"], not "docker.io"',
+    'registry.host."x".stream: is not known; did you mean streams?',
+    'registry.host."x".max_concurrent: expected a whole number from 1 to 256, not 0',
+    'registry.host."https://y/": expected a host without scheme and path, such as "y"',
+    'registry.host."docker.io": is asked as registry-1.docker.io; say that',
     "download.max_concurrent: expected a whole number from 1 to 256, not 0",
     expect.stringMatching(/^download\.chunk_size: expected a size as a string from "64KiB" to "1GiB"/),
     'unpack.engine: expected "auto" or "native" or "portable", not "fast"',
@@ -75,6 +83,73 @@ test("limits that could never be reached are said", () => {
   ).toEqual([
     "download.max_concurrent_per_image: 3 is above download.max_concurrent (2) and would never be reached",
   ]);
+});
+
+test("a contradiction is said beside other problems, but not of keys that have one or that the file does not set", () => {
+  expect(problemsOf("[download]\nmax_concurrent = 1\n[fallback]\nafter = '1s'")).toEqual([]);
+  expect(problemsOf("[download]\nmax_concurrent = 0\nmax_concurrent_per_image = 200")).toHaveLength(1);
+  const toml = `[download]
+retries = -1
+connect_timeout = "20s"
+[unpack]
+max_concurrent = 2
+max_concurrent_per_image = 3
+[registry.host."x"]
+streams = 9
+max_concurrent = 16`;
+  expect(problemsOf(toml)).toEqual([
+    "download.retries: expected a whole number from 0 to 20, not -1",
+    "unpack.max_concurrent_per_image: 3 is above unpack.max_concurrent (2) and would never be reached",
+    'download.connect_timeout: "20s" is above fallback.after ("10s") and would never be reached',
+    'registry.host."x".streams: 9 is above download.max_concurrent_per_image (8) and would never be reached',
+  ]);
+});
+
+test("names that every JavaScript object has are as unknown as others", () => {
+  expect(
+    problemsOf("[constructor]\n[__proto__]\n[download]\ntoString = 1\n[registry.host.x]\nvalueOf = 1"),
+  ).toEqual([
+    "constructor: is not known",
+    "__proto__: is not known",
+    "download.toString: is not known",
+    'registry.host."x".valueOf: is not known',
+  ]);
+});
+
+test("Hawser does not listen where containerd does, and then serves on the default socket", () => {
+  const { config, problems } = parseConfig(
+    '[cri]\nlisten = "/run//c.sock"\n[containerd]\naddress = "/run/c.sock"',
+    "test.toml",
+  );
+  expect(problems).toEqual([{ path: "cri.listen", message: '"/run//c.sock" is containerd.address too' }]);
+  expect(config.cri.listen).toBe("/run/hawser/hawser.sock");
+  expect(config.containerd.address).toBe("/run/containerd/containerd.sock");
+  expect(problemsOf(`[cri]\nlisten = "/${"x".repeat(107)}"`)).toEqual([
+    expect.stringMatching(/^cri\.listen: expected a path of at most 107 bytes/),
+  ]);
+});
+
+test("with a problem elsewhere, sockets keep what the file says", () => {
+  const { config } = parseConfig(
+    '[cri]\nlisten = "/run/mine.sock"\n[download]\nretries = "many"',
+    "test.toml",
+  );
+  expect(config.cri.listen).toBe("/run/mine.sock");
+  expect(config.download.retries).toBe(4);
+});
+
+test("the default file may be absent; one that is named must be readable", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "config-"));
+  try {
+    const { problems, config } = await loadConfig(join(folder, "none.toml"));
+    expect(problems).toEqual([
+      { path: "", message: expect.stringMatching(/none\.toml cannot be read: ENOENT$/) },
+    ]);
+    expect(config.cri.listen).toBe("/run/hawser/hawser.sock");
+    expect((await loadConfig(folder)).problems[0]?.message).toMatch(/cannot be read: EISDIR$/);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("broken TOML is one problem with its line", () => {
@@ -109,9 +184,8 @@ test("config/hawser.toml documents every key with its default, as the schema has
   const file = readFileSync(new URL("../../config/hawser.toml", import.meta.url), "utf8");
   expect(file).toBe(renderSettings());
   const uncommented = file.replace(/^# (\w+ = |\[)/gm, "$1");
-  const { problems, fromFile } = parseConfig(uncommented, "hawser.toml");
+  const { problems, given } = parseConfig(uncommented, "hawser.toml");
   expect(problems).toEqual([]);
   const keys = describeSettings();
-  expect(fromFile.size).toBe(keys.length);
-  for (const { section, key } of keys) expect(fromFile).toContain(`${section}.${key}`);
+  expect([...given.keys()]).toEqual(keys.map(({ section, key }) => `${section}.${key}`));
 });

@@ -1,15 +1,13 @@
 // Forwarding: what a caller sends reaches containerd untouched, and containerd's answer comes back untouched.
 
 import { randomBytes } from "node:crypto";
-import { mkdtemp, rm, stat } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { mkdir, readFile, rename, stat, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
 import { join } from "node:path";
 import {
   Client,
   credentials,
   Metadata,
-  Server,
-  ServerCredentials,
   type ServerUnaryCall,
   type ServerWritableStream,
   type ServiceError,
@@ -22,24 +20,25 @@ import { createPullHandler, type PullHandlerOptions } from "../../src/cri/images
 import { methodPaths } from "../../src/cri/methods.ts";
 import { type CriServer, createCriServer } from "../../src/cri/server.ts";
 import { PullError } from "../../src/errors.ts";
+import { FakeContainerd, type UnaryHandler } from "../fakes/containerd.ts";
 import { message } from "../harness/cri.ts";
 import { eventually } from "../harness/process.ts";
 
 const identity = (bytes: Buffer): Buffer => bytes;
 
 let folder: string;
-let upstream: Server;
+let upstream: FakeContainerd;
 let containerd: Containerd;
 let server: CriServer;
 let client: Client;
 let pulls: { -readonly [Key in keyof PullHandlerOptions]?: PullHandlerOptions[Key] } = {};
 
 beforeEach(async () => {
-  folder = await mkdtemp(join(tmpdir(), "forward-"));
+  upstream = await FakeContainerd.create();
+  folder = upstream.folder;
   pulls = {};
-  upstream = new Server();
   containerd = createContainerd({
-    address: join(folder, "containerd.sock"),
+    address: upstream.address,
     namespace: "k8s.io",
     configFile: "/nonexistent",
     snapshotter: undefined,
@@ -67,17 +66,8 @@ afterEach(async () => {
   client.close();
   await server.drain(0);
   containerd.close();
-  upstream.forceShutdown();
-  await rm(folder, { recursive: true });
+  await upstream[Symbol.asyncDispose]();
 });
-
-async function listen(): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    upstream.bindAsync(`unix:${folder}/containerd.sock`, ServerCredentials.createInsecure(), (error) =>
-      error ? reject(error) : resolve(),
-    );
-  });
-}
 
 interface Got {
   readonly bytes: Buffer;
@@ -116,14 +106,8 @@ async function ask(
   });
 }
 
-function serve(
-  path: string,
-  handler: (
-    call: ServerUnaryCall<Buffer, Buffer>,
-    callback: (error: Partial<ServiceError> | null, answer?: Buffer, trailer?: Metadata) => void,
-  ) => void,
-): void {
-  upstream.register(path, handler, identity, identity, "unary");
+function serve(path: string, handler: UnaryHandler): void {
+  upstream.unary(path, handler);
 }
 
 test("every method of both services and both versions is forwarded", async () => {
@@ -131,7 +115,7 @@ test("every method of both services and both versions is forwarded", async () =>
   expect(paths.length).toBeGreaterThan(70);
   for (const path of paths)
     serve(path, (call, callback) => callback(null, Buffer.concat([Buffer.from(path), call.request])));
-  await listen();
+  await upstream.listen();
   for (const path of paths) {
     const request = path.endsWith("PullImage")
       ? Buffer.from(message([1, message([1, "example.com/a:b"])]))
@@ -151,7 +135,7 @@ test("metadata goes both ways, trailers come back, and unknown bytes stay as the
     trailer.set("x-trailer-bin", Buffer.from([1, 2, 255]));
     callback(null, call.request, trailer);
   });
-  await listen();
+  await upstream.listen();
   const metadata = new Metadata();
   metadata.set("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
   const request = randomBytes(1000);
@@ -165,7 +149,7 @@ test("metadata goes both ways, trailers come back, and unknown bytes stay as the
 test("a ListImages answer of 10 MiB passes", async () => {
   const answer = randomBytes(10 * 1024 * 1024);
   serve("/runtime.v1.ImageService/ListImages", (_call, callback) => callback(null, answer));
-  await listen();
+  await upstream.listen();
   expect((await ask("/runtime.v1.ImageService/ListImages", Buffer.alloc(0))).bytes.equals(answer)).toBe(true);
 });
 
@@ -175,7 +159,7 @@ test("codes, messages and details of errors are containerd's own", async () => {
   serve("/runtime.v1.RuntimeService/Version", (_call, callback) =>
     callback({ code: status.FAILED_PRECONDITION, details: "not now", metadata }),
   );
-  await listen();
+  await upstream.listen();
   const failure = ask("/runtime.v1.RuntimeService/Version", Buffer.alloc(0));
   await expect(failure).rejects.toMatchObject({ code: status.FAILED_PRECONDITION, details: "not now" });
   await failure.catch((error: ServiceError) =>
@@ -188,14 +172,8 @@ test("a stream of answers comes through in order, however many there are", async
     for (let index = 0; index < 500; index++) call.write(Buffer.alloc(10_000, index % 256));
     call.end();
   };
-  upstream.register(
-    "/runtime.v1.RuntimeService/GetContainerEvents",
-    handler,
-    identity,
-    identity,
-    "serverStream",
-  );
-  await listen();
+  upstream.stream("/runtime.v1.RuntimeService/GetContainerEvents", handler);
+  await upstream.listen();
   const stream = client.makeServerStreamRequest(
     "/runtime.v1.RuntimeService/GetContainerEvents",
     identity,
@@ -210,7 +188,7 @@ test("a stream of answers comes through in order, however many there are", async
 test("deadlines and cancellation reach containerd", async () => {
   const calls: ServerUnaryCall<Buffer, Buffer>[] = [];
   serve("/runtime.v1.ImageService/RemoveImage", (call) => calls.push(call));
-  await listen();
+  await upstream.listen();
   const path = "/runtime.v1.ImageService/RemoveImage";
   const slow = ask(path, Buffer.alloc(0), new Metadata(), 200);
   await expect(slow).rejects.toMatchObject({ code: status.DEADLINE_EXCEEDED });
@@ -227,7 +205,7 @@ test("containerd away: UNAVAILABLE, and answers again once it is there", async (
     code: status.UNAVAILABLE,
   });
   serve("/runtime.v1.ImageService/ListImages", (_call, callback) => callback(null, Buffer.from("back")));
-  await listen();
+  await upstream.listen();
   const back = async (): Promise<string> => {
     try {
       return (await ask("/runtime.v1.ImageService/ListImages", Buffer.alloc(0))).bytes.toString();
@@ -236,6 +214,103 @@ test("containerd away: UNAVAILABLE, and answers again once it is there", async (
     }
   };
   expect(await back()).toBe("back");
+});
+
+test("a request of 10 MiB passes, one over the limit is refused and containerd never sees it", async () => {
+  const path = "/runtime.v1.RuntimeService/CreateContainer";
+  let seen = 0;
+  serve(path, (call, callback) => {
+    seen += 1;
+    callback(null, Buffer.from(String(call.request.length)));
+  });
+  await upstream.listen();
+  const size = 10 * 1024 * 1024;
+  expect((await ask(path, Buffer.alloc(size))).bytes.toString()).toBe(String(size));
+  await expect(ask(path, Buffer.alloc(17 * 1024 * 1024))).rejects.toMatchObject({
+    code: status.RESOURCE_EXHAUSTED,
+  });
+  expect(seen).toBe(1);
+});
+
+test("a reader that does not read holds containerd back", async () => {
+  const path = "/runtime.v1.RuntimeService/GetContainerEvents";
+  let written = 0;
+  upstream.stream(path, (call) => {
+    const more = (): void => {
+      while (written < 1000 && call.write(Buffer.alloc(100_000))) written += 1;
+      if (written < 1000) call.once("drain", more);
+      else call.end();
+    };
+    more();
+  });
+  await upstream.listen();
+  const stream = client.makeServerStreamRequest(path, identity, identity, Buffer.alloc(0));
+  let read = 0;
+  stream.on("data", () => {
+    read += 1;
+    if (read === 1) stream.pause();
+  });
+  // The flow stands still once every window and queue on the way is full: far from all of it was written by then.
+  let before = -1;
+  await eventually(async () => {
+    const standsStill = read > 0 && written === before;
+    before = written;
+    expect(standsStill).toBe(true);
+  }, "the flow's standstill");
+  expect(written).toBeLessThan(500);
+  stream.resume();
+  await new Promise((resolve) => {
+    stream.on("end", resolve);
+  });
+  expect(written).toBe(1000);
+});
+
+test("a stream that fails in the middle: what came before arrives, then containerd's status and details", async () => {
+  const path = "/runtime.v1.ImageService/StreamImages";
+  upstream.stream(path, (call) => {
+    call.write(Buffer.from("one"));
+    const metadata = new Metadata();
+    metadata.set("x-why", "because");
+    call.emit("error", { code: status.ABORTED, details: "half way", metadata });
+  });
+  await upstream.listen();
+  const stream = client.makeServerStreamRequest(path, identity, identity, Buffer.alloc(0));
+  const received: string[] = [];
+  stream.on("data", (bytes: Buffer) => received.push(bytes.toString()));
+  const failure = await new Promise<ServiceError>((resolve) => {
+    stream.on("error", (error) => resolve(error as ServiceError));
+  });
+  expect(received).toEqual(["one"]);
+  expect(failure).toMatchObject({ code: status.ABORTED, details: "half way" });
+  expect(failure.metadata.get("x-why")).toEqual(["because"]);
+});
+
+test("a socket that a dead process left is taken over; a file that is no socket is left alone", async () => {
+  const options = { messageBytesMax: 1, forward: containerd.forward, pull: async () => Promise.reject() };
+  const plain = join(folder, "plain");
+  await writeFile(plain, "precious");
+  const misplaced = createCriServer({ ...options, socket: plain });
+  await expect(misplaced.listen()).rejects.toThrow(/is no socket/);
+  expect(await readFile(plain, "utf8")).toBe("precious");
+  await mkdir(join(folder, "folder"));
+  await expect(createCriServer({ ...options, socket: join(folder, "folder") }).listen()).rejects.toThrow(
+    /is no socket/,
+  );
+
+  // A server that is told nothing of its file's new name leaves it behind when it closes.
+  const stale = join(folder, "stale");
+  const dead = createServer();
+  await new Promise<void>((resolve) => {
+    dead.listen(join(folder, "first-name"), resolve);
+  });
+  await rename(join(folder, "first-name"), stale);
+  await new Promise((resolve) => {
+    dead.close(resolve);
+  });
+  expect((await stat(stale)).isSocket()).toBe(true);
+  const heir = createCriServer({ ...options, socket: stale });
+  await heir.listen();
+  await heir.drain(0);
 });
 
 test("the socket is root's alone, is not taken from a living process, and is gone after the drain", async () => {
@@ -264,7 +339,7 @@ test("PullImage holds what was pulled until containerd has answered, with the ca
     order.push("containerd");
     callback(null, Buffer.concat([Buffer.from("answer to "), call.request]));
   });
-  await listen();
+  await upstream.listen();
   pulls.pull = async (reference, login) => {
     order.push(`pull ${reference} ${login?.username}:${login?.password}`);
     return { failure: undefined, [Symbol.asyncDispose]: async () => void order.push("released") };
@@ -280,7 +355,7 @@ test.each([
   ["not_found", new PullError("not_found", "404")],
 ])("PullImage that failed (%s) is answered by containerd", async (_name, failure) => {
   serve(pullPath, (_call, callback) => callback({ code: status.NOT_FOUND, details: "containerd says so" }));
-  await listen();
+  await upstream.listen();
   pulls.pull = async () => ({ failure, [Symbol.asyncDispose]: async () => {} });
   const outcomes: unknown[] = [];
   pulls.done = (outcome) => outcomes.push(outcome);
@@ -299,7 +374,7 @@ test("a refusal of the caller's own credentials is not tried a second time", asy
     asked += 1;
     callback(null, Buffer.alloc(0));
   });
-  await listen();
+  await upstream.listen();
   const failure = new PullError("refused", "401 Unauthorized", { credentialsSent: true });
   pulls.pull = async () => ({ failure, [Symbol.asyncDispose]: async () => {} });
   await expect(ask(pullPath, pullRequest)).rejects.toMatchObject({
@@ -311,7 +386,7 @@ test("a refusal of the caller's own credentials is not tried a second time", asy
 
 test("bytes that are no PullImageRequest are containerd's to judge", async () => {
   serve(pullPath, (call, callback) => callback(null, call.request));
-  await listen();
+  await upstream.listen();
   const nonsense = Buffer.from([0xff, 0xff, 0xff]);
   expect((await ask(pullPath, nonsense)).bytes.equals(nonsense)).toBe(true);
 });

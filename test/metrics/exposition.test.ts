@@ -1,6 +1,7 @@
 // The metrics endpoint and the log: what is there to be seen, and what is not.
 
 import { request } from "node:http";
+import { Gauge } from "prom-client";
 import { expect, test } from "vitest";
 import { expose } from "../../src/exposition.ts";
 import { createLog } from "../../src/log.ts";
@@ -24,6 +25,18 @@ async function ask(
   });
 }
 
+test("every metric has Hawser's prefix, a sentence and a documented name", async () => {
+  const { registry, ...metrics } = createMetrics("1.2.3");
+  const own = (await registry.getMetricsAsJSON()).filter(({ name }) => name.startsWith("hawser_"));
+  expect(own).toHaveLength(Object.keys(metrics).length);
+  for (const { name, help, type } of own) {
+    expect(help, name).toMatch(/^\S.{10,}[^.]$/);
+    // Prometheus' naming: counters end in _total, and times are in seconds.
+    expect(name.endsWith("_total"), name).toBe(String(type) === "counter");
+    if (String(type) === "histogram") expect(name).toMatch(/_seconds$/);
+  }
+});
+
 test("metrics and health, and nothing else", async () => {
   const metrics = createMetrics("1.2.3");
   metrics.pulls.inc({ result: "ok", path: "accelerated" });
@@ -39,6 +52,31 @@ test("metrics and health, and nothing else", async () => {
     /metrics\.listen: cannot listen/,
   );
   await exposition.close();
+});
+
+test("a metric that cannot be collected costs an answer, not the daemon", async () => {
+  const metrics = createMetrics("1.2.3");
+  const exposition = await expose(metrics, "127.0.0.1", 0);
+  metrics.registry.registerMetric(
+    new Gauge({
+      name: "broken",
+      help: "x",
+      registers: [],
+      collect: () => Promise.reject(new Error("EMFILE")),
+    }),
+  );
+  expect((await ask(exposition.port, "/metrics")).status).toBe(500);
+  expect((await ask(exposition.port, "/healthz")).status).toBe(200);
+  await exposition.close();
+});
+
+test("what a registry says cannot begin a line of the log or speak to the terminal", () => {
+  const lines: string[] = [];
+  const log = createLog({ level: "info", format: "text" }, { write: (line) => void lines.push(line) });
+  log.warn({ error: "a\nb", tail: "\u001b[2J\u009b" }, "said \u001b[31m\nforged");
+  expect(lines).toEqual([
+    expect.stringMatching(/ said \\u001b\[31m\\u000aforged error="a\\nb" tail=\\u001b\[2J\\u009b\n$/),
+  ]);
 });
 
 test.each(["json", "text"] as const)("secrets do not reach the log (%s)", (format) => {
