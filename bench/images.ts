@@ -107,8 +107,15 @@ export const tools: Recipe = {
 };
 
 export interface BuiltImage extends PushedImage {
+  /** The gzip layers, bottom up. */
+  readonly files: readonly string[];
   readonly compressedBytes: number;
   readonly unpackedBytes: number;
+}
+
+export function sizes({ compressedBytes, unpackedBytes }: BuiltImage): string {
+  const mib = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
+  return `${mib(compressedBytes)} compressed, ${mib(unpackedBytes)} unpacked`;
 }
 
 /** Makes what is missing in the cache and pushes all of it. `say` is told what takes long. */
@@ -116,11 +123,17 @@ export async function pushRecipe(
   registry: PrivateRegistry,
   recipe: Recipe,
   say: (text: string) => void,
+  signal: AbortSignal,
 ): Promise<BuiltImage> {
+  const files: string[] = [];
   const layers: TestLayer[] = [];
   let unpackedBytes = 0;
   for (const [index, packages] of recipe.layers.entries()) {
+    // A layer is made in one go; a signal that came meanwhile is seen after it.
+    await new Promise(setImmediate);
+    signal.throwIfAborted();
     const file = layerFile(recipe.name, index, packages, say);
+    files.push(file);
     const bytes = readFileSync(file);
     const tar = gunzipSync(bytes, { maxOutputLength: 2 ** 32 });
     unpackedBytes += tar.length;
@@ -130,7 +143,7 @@ export async function pushRecipe(
     ...(recipe.config && { config: recipe.config }),
   });
   const compressedBytes = image.layers.reduce((sum, layer) => sum + layer.size, 0);
-  return { ...image, compressedBytes, unpackedBytes };
+  return { ...image, files, compressedBytes, unpackedBytes };
 }
 
 function layerFile(
@@ -168,7 +181,9 @@ function download(packages: readonly string[], folder: string): void {
   const args = ["-qq", "-o", "APT::Sandbox::User=root", "download", ...packages];
   try {
     execFileSync("apt-get", args, { cwd: folder, stdio: "pipe" });
-  } catch {
+  } catch (error) {
+    // Ended by a signal: whoever sent it wants no second try.
+    if ((error as { readonly signal?: unknown }).signal) throw error;
     execFileSync("apt-get", ["-qq", "update"], { stdio: "pipe" });
     execFileSync("apt-get", args, { cwd: folder, stdio: "pipe" });
   }

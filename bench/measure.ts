@@ -1,7 +1,8 @@
 // What a process has cost so far, and how figures of several runs are put together.
 
+import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { cpus } from "node:os";
+import { cpus, release, totalmem } from "node:os";
 
 /** Ticks a second of /proc's times; fixed in the kernel's interface to user space. */
 const ticks = 100;
@@ -28,9 +29,26 @@ export function median(values: readonly number[]): number {
   return (low + high) / 2;
 }
 
+/** Least and greatest. */
+export function spread(values: readonly number[]): string {
+  return `${Math.min(...values).toFixed(2)}-${Math.max(...values).toFixed(2)}`;
+}
+
 export function machine(): string {
   const [first] = cpus();
-  return `${cpus().length} x ${first?.model ?? "unknown processor"}, Node ${process.version}`;
+  const memory = `${Math.round(totalmem() / 2 ** 30)} GiB`;
+  return `${cpus().length} x ${first?.model ?? "unknown processor"}, ${memory}, Linux ${release()}`;
+}
+
+/**
+ * Versions of what is compared. Throws where containerd would not use unpigz: it looks for that in PATH, says nothing
+ * when it is not there, and is then not at its best.
+ */
+export function programs(): string {
+  if (process.env["CONTAINERD_DISABLE_PIGZ"]) throw new Error("CONTAINERD_DISABLE_PIGZ is set");
+  const said = (command: string): string => execFileSync(command, ["--version"], { encoding: "utf8" }).trim();
+  const containerd = said("containerd").split(" ")[2] ?? "";
+  return `Node ${process.version}, containerd ${containerd} with unpigz (${said("unpigz")})`;
 }
 
 /** Rows under a heading, columns aligned. */

@@ -97,7 +97,7 @@ class ContainerdLease implements Lease {
   }
 
   async holdSnapshot(chainID: Digest): Promise<boolean> {
-    return await holdSnapshot(this.#channel, this.id, chainID);
+    return await holdSnapshot(this.#channel, { lease: this.id }, chainID);
   }
 
   async prepareSnapshot(chainID: Digest, parent: Digest | undefined): Promise<PreparedSnapshot> {

@@ -10,7 +10,13 @@ import { chainIDs, type Digest, sha256 } from "../oci/digest.ts";
 import type { Channel } from "./channel.ts";
 import { expiresAfter } from "./lease.ts";
 import { leases, namespaces, snapshots } from "./methods.ts";
-import { commitSnapshot, prepareSnapshot, removeSnapshot, type Scope, snapshotter } from "./snapshots.ts";
+import {
+  commitSnapshot,
+  type LeaseScope,
+  prepareSnapshot,
+  removeSnapshot,
+  snapshotter,
+} from "./snapshots.ts";
 
 /** What a run that was killed leaves behind is collected after this long. */
 const expiryMs = 10 * 60 * 1000;
@@ -20,7 +26,7 @@ export async function selfTest(channel: Channel, staging: string, signal: AbortS
   // A name per run: two daemons may test at once, and a run that was killed must not fail the next one.
   const name = `io.hawser.selftest-${process.pid}-${Date.now()}`;
   // Without a lease, garbage collection that anybody's deletion sets off takes the snapshots in the middle of the test.
-  const scope: Scope = { namespace: name, lease: name };
+  const scope: LeaseScope = { namespace: name, lease: name };
   const chains = chainIDs([sha256(`${name} lower`), sha256(`${name} upper`)]);
   const undo: (() => Promise<void>)[] = [];
   let step = "making a lease";
@@ -63,7 +69,7 @@ export async function selfTest(channel: Channel, staging: string, signal: AbortS
 /** Both layers must be found in the lower directories of a view, with the content that was put there. */
 async function compare(
   channel: Channel,
-  scope: Scope,
+  scope: LeaseScope,
   chains: readonly Digest[],
   undo: (() => Promise<void>)[],
 ): Promise<void> {

@@ -14,19 +14,26 @@ export const snapshotter = "overlayfs";
 type Mount = MessageShape<typeof MountSchema>;
 
 /** Who a call is for: the lease it is made under, and the namespace if it is not the channel's. */
-export interface Scope {
+interface Scope {
   readonly lease?: string;
   readonly namespace?: string;
 }
 
+export interface LeaseScope extends Scope {
+  readonly lease: string;
+}
+
+/** A layer that somebody else committed may be collected before it is held; making it is then tried again, so often. */
+const attemptsMax = 3;
+
 /** True when a committed snapshot of this name exists; the lease then holds it, and through it its parents. */
-export async function holdSnapshot(channel: Channel, lease: string, chainID: Digest): Promise<boolean> {
+export async function holdSnapshot(channel: Channel, scope: LeaseScope, chainID: Digest): Promise<boolean> {
   try {
-    await channel.call(snapshots.stat, { snapshotter, key: chainID });
+    await channel.call(snapshots.stat, { snapshotter, key: chainID }, scope);
     const resource = { id: chainID, type: `snapshots/${snapshotter}` };
-    await channel.call(leases.addResource, { id: lease, resource });
+    await channel.call(leases.addResource, { id: scope.lease, resource }, scope);
     // It may have been collected between the two calls; once the lease holds it, it cannot be.
-    await channel.call(snapshots.stat, { snapshotter, key: chainID });
+    await channel.call(snapshots.stat, { snapshotter, key: chainID }, scope);
     return true;
   } catch (error) {
     if (error instanceof PullError && error.code === "not_found") return false;
@@ -34,10 +41,28 @@ export async function holdSnapshot(channel: Channel, lease: string, chainID: Dig
   }
 }
 
-/** Throws `exists` when the chainID is committed already (containerd then adds it to the lease). */
+/** Throws `exists` when the chainID is committed already; the lease then holds it. */
 export async function prepareSnapshot(
   channel: Channel,
-  scope: Scope,
+  scope: LeaseScope,
+  chainID: Digest,
+  parent: Digest | undefined,
+): Promise<PreparedSnapshot> {
+  for (let attempt = 0; attempt < attemptsMax; attempt++) {
+    try {
+      return await prepare(channel, scope, chainID, parent);
+    } catch (error) {
+      // Containerd means to add what exists to the lease, but 1.6 undoes that together with the failed transaction.
+      const exists = error instanceof PullError && error.code === "exists";
+      if (!exists || (await holdSnapshot(channel, scope, chainID))) throw error;
+    }
+  }
+  throw comesAndGoes(chainID);
+}
+
+async function prepare(
+  channel: Channel,
+  scope: LeaseScope,
   chainID: Digest,
   parent: Digest | undefined,
 ): Promise<PreparedSnapshot> {
@@ -57,20 +82,34 @@ export async function prepareSnapshot(
   );
 }
 
-/** `exists` counts as success: somebody else committed the same layer; our active snapshot is then removed. */
+/** `exists` counts as success: somebody else committed the same layer, which is then held; our active one is removed. */
 export async function commitSnapshot(
   channel: Channel,
-  scope: Scope,
+  scope: LeaseScope,
   key: string,
   chainID: Digest,
 ): Promise<void> {
   const labels = { "containerd.io/snapshot.ref": chainID };
-  try {
-    await channel.call(snapshots.commit, { snapshotter, name: chainID, key, labels }, scope);
-  } catch (error) {
-    if (!(error instanceof PullError && error.code === "exists")) throw error;
-    await removeSnapshot(channel, scope, key);
+  for (let attempt = 0; attempt < attemptsMax; attempt++) {
+    try {
+      await channel.call(snapshots.commit, { snapshotter, name: chainID, key, labels }, scope);
+      return;
+    } catch (error) {
+      if (!(error instanceof PullError && error.code === "exists")) throw error;
+      // As with Prepare, the lease does not hold it yet.
+      if (await holdSnapshot(channel, scope, chainID)) {
+        await removeSnapshot(channel, scope, key);
+        return;
+      }
+    }
   }
+  throw comesAndGoes(chainID);
+}
+
+function comesAndGoes(chainID: Digest): PullError {
+  return new PullError("unavailable", `snapshot ${chainID} is collected as fast as it is made`, {
+    temporary: true,
+  });
 }
 
 /** Success when it is gone already. */

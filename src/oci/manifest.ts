@@ -7,7 +7,7 @@ import { arch } from "node:process";
 import { PullError } from "../errors.ts";
 import type { Descriptor, Platform } from "./descriptor.ts";
 import { type Digest, parseDigest } from "./digest.ts";
-import { isConfig } from "./media.ts";
+import { isConfig, isIndex, isManifest } from "./media.ts";
 
 export interface Manifest {
   readonly config: Descriptor;
@@ -21,19 +21,23 @@ const indexEntriesMax = 10_000;
 
 type Json = Readonly<Record<string, unknown>>;
 
+/** The entries of an index, in its order. */
 export function parseIndex(bytes: Uint8Array): Descriptor[] {
-  const json = parseObject(bytes, "index");
-  if ("config" in json || "layers" in json)
-    throw new PullError("unsupported", "an index with config or layers");
+  const json = parseDocument(bytes, "index");
+  if ("config" in json || "layers" in json || isManifest(claimedType(json))) {
+    throw new PullError("unsupported", "an index that is a manifest too");
+  }
   const entries = list(json["manifests"], "manifests");
   if (entries.length > indexEntriesMax) throw corrupt(`index of ${entries.length} manifests`);
   return entries.map((entry) => descriptor(entry));
 }
 
+/** Config and layers of a manifest; what its layers' types mean is for whoever unpacks them. */
 export function parseManifest(bytes: Uint8Array): Manifest {
-  const json = parseObject(bytes, "manifest");
-  if ("fsLayers" in json) throw new PullError("unsupported", "a schema 1 manifest");
-  if ("manifests" in json) throw new PullError("unsupported", "a manifest with manifests");
+  const json = parseDocument(bytes, "manifest");
+  if ("manifests" in json || isIndex(claimedType(json))) {
+    throw new PullError("unsupported", "a manifest that is an index too");
+  }
   const layers = list(json["layers"] ?? [], "layers");
   if (layers.length > layersMax) throw corrupt(`manifest of ${layers.length} layers`);
   const config = descriptor(json["config"]);
@@ -43,10 +47,11 @@ export function parseManifest(bytes: Uint8Array): Manifest {
   return { config, layers: layers.map((layer) => descriptor(layer)) };
 }
 
+/** The digests of the uncompressed layers, bottom up. */
 export function parseConfig(bytes: Uint8Array): { readonly diffIDs: readonly Digest[] } {
   const rootfs = object(parseObject(bytes, "config")["rootfs"], "rootfs");
-  const type = rootfs["type"] ?? "layers";
-  if (type !== "layers") throw new PullError("unsupported", `rootfs of type ${JSON.stringify(type)}`);
+  const type = rootfs["type"] ?? "";
+  if (type !== "" && type !== "layers") throw new PullError("unsupported", "a rootfs that is no layers");
   const diffIDs = list(rootfs["diff_ids"] ?? [], "diff_ids");
   if (diffIDs.length > layersMax) throw corrupt(`config of ${diffIDs.length} diffIDs`);
   return { diffIDs: diffIDs.map((diffID) => digest(diffID)) };
@@ -70,7 +75,7 @@ export function selectPlatform(entries: readonly Descriptor[], host: Platform): 
   let best: { readonly entry: Descriptor; readonly rank: number } | undefined;
   for (const entry of entries) {
     if (entry.platform === undefined) throw new PullError("unsupported", "an index entry without a platform");
-    const rank = preference(entry.platform, host);
+    const rank = preference(normalised(entry.platform), host);
     if (rank !== undefined && (best === undefined || rank < best.rank)) best = { entry, rank };
   }
   if (best === undefined) throw new PullError("not_found", "no match for platform in manifest");
@@ -79,22 +84,44 @@ export function selectPlatform(entries: readonly Descriptor[], host: Platform): 
 
 const armVariants = ["v8", "v7", "v6", "v5"];
 
-/** 0 is best; undefined means that it does not run here. */
-function preference(platform: Platform, host: Platform): number | undefined {
-  if (platform.os !== host.os) return undefined;
-  const variant = platform.variant ?? "";
-  switch (host.architecture) {
+/** containerd reads several spellings as one platform, and an empty system as the host's. */
+function normalised({ os, architecture, variant = "" }: Platform): Required<Platform> {
+  const system = os === "" ? "linux" : os.toLowerCase();
+  const given = variant.toLowerCase();
+  const name = architecture.toLowerCase();
+  switch (name) {
+    case "i386":
+      return { os: system, architecture: "386", variant: "" };
+    case "x86_64":
+    case "x86-64":
     case "amd64":
-      if (platform.architecture === "amd64" && (variant === "" || variant === "v1")) return 0;
-      return platform.architecture === "386" && variant === "" ? 1 : undefined;
-    case "arm64": {
-      if (platform.architecture === "arm64" && (variant === "" || variant === "v8")) return 0;
-      const older = armVariants.indexOf(variant === "" ? "v7" : variant);
-      return platform.architecture === "arm" && older >= 0 ? 1 + older : undefined;
-    }
+      return { os: system, architecture: "amd64", variant: given === "v1" ? "" : given };
+    case "aarch64":
+    case "arm64":
+      return { os: system, architecture: "arm64", variant: given === "8" || given === "v8" ? "" : given };
+    case "armhf":
+      return { os: system, architecture: "arm", variant: "v7" };
+    case "armel":
+      return { os: system, architecture: "arm", variant: "v6" };
+    case "arm":
+      return { os: system, architecture: "arm", variant: armVariant(given) };
     default:
-      return platform.architecture === host.architecture && variant === (host.variant ?? "") ? 0 : undefined;
+      return { os: system, architecture: name, variant: given };
   }
+}
+
+function armVariant(given: string): string {
+  if (given === "") return "v7";
+  return /^[5-8]$/.test(given) ? `v${given}` : given;
+}
+
+/** 0 is best; undefined means that it does not run here. */
+function preference({ os, architecture, variant }: Required<Platform>, host: Platform): number | undefined {
+  if (os !== host.os) return undefined;
+  if (architecture === host.architecture && variant === (host.variant ?? "")) return 0;
+  if (host.architecture === "amd64") return architecture === "386" && variant === "" ? 1 : undefined;
+  const older = host.architecture === "arm64" && architecture === "arm" ? armVariants.indexOf(variant) : -1;
+  return older === -1 ? undefined : 1 + older;
 }
 
 function descriptor(value: unknown): Descriptor {
@@ -130,7 +157,26 @@ function strings(value: unknown): Record<string, string> {
 
 function digest(value: unknown): Digest {
   if (typeof value !== "string") throw corrupt("digest that is no string");
-  return parseDigest(value);
+  try {
+    return parseDigest(value);
+  } catch (error) {
+    // In a reference it would be the caller's mistake; here it is the image's.
+    const failure = PullError.from(error);
+    throw failure.code === "invalid" ? corrupt(failure.message) : failure;
+  }
+}
+
+/** An index or a manifest, which containerd refuses alike when it holds layers of schema 1. */
+function parseDocument(bytes: Uint8Array, what: string): Json {
+  const json = parseObject(bytes, what);
+  if ("fsLayers" in json) throw new PullError("unsupported", "a schema 1 manifest");
+  return json;
+}
+
+/** The type that a document gives itself; empty when it does not, which is fine. */
+function claimedType(json: Json): string {
+  const { mediaType } = json;
+  return typeof mediaType === "string" ? mediaType : "";
 }
 
 function parseObject(bytes: Uint8Array, what: string): Json {

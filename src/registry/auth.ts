@@ -11,41 +11,68 @@ export type Secret =
   | { readonly kind: "password"; readonly username: string; readonly password: string }
   | { readonly kind: "refresh"; readonly token: string };
 
+type Shown = Exclude<Secret, { readonly kind: "none" }>;
+
 export interface Challenge {
   /** Lower case: "bearer", "basic". */
   readonly scheme: string;
   readonly parameters: Readonly<Record<string, string>>;
 }
 
-/** A request to a token endpoint, sent by whoever has the connections. The body is at most a few KiB of JSON. */
-export type TokenRequest = (
-  url: URL,
-  init: { readonly method: "GET" | "POST"; readonly headers: Record<string, string>; readonly body?: string },
-) => Promise<{ readonly status: number; readonly statusText: string; readonly body: string }>;
+export interface TokenRequestInit {
+  readonly method: "GET" | "POST";
+  readonly headers: Record<string, string>;
+  readonly body?: string;
+}
 
-/** A token's life is cut by this much, so that it does not expire on its way. */
+/** The body is cut at a limit. */
+export interface TokenAnswer {
+  readonly status: number;
+  readonly statusText: string;
+  readonly body: string;
+}
+
+/** A request to a token endpoint, sent by whoever has the connections. */
+type TokenRequest = (url: URL, init: TokenRequestInit) => Promise<TokenAnswer>;
+
+/** An Authorization header and for how long it is good. */
+interface Authorization {
+  readonly header: string;
+  readonly lifeMs: number;
+}
+
+/** A token's life is cut by this much, so that it does not expire on its way; by half when it is short. */
 const slackMs = 10_000;
 /** The token specification's default for an answer that does not say. */
 const lifeMsDefault = 60_000;
 const challengesMax = 16;
 
-/** The credentials that apply to this host, in containerd's order of preference. */
+/**
+ * The credentials that apply to this host, in containerd's order of preference. As with containerd, they are for every
+ * host that asks, mirrors included, unless they name a server; a name without a scheme is none that containerd knows.
+ */
 export function secretFor(credentials: Credentials | undefined, host: string): Secret {
   if (credentials === undefined) return { kind: "none" };
   const { serverAddress, username, password, identityToken, auth } = credentials;
-  if (serverAddress) {
-    const text = serverAddress.includes("://") ? serverAddress : `https://${serverAddress}`;
-    if (!URL.canParse(text) || new URL(text).host !== host) return { kind: "none" };
+  if (serverAddress && (!/^https?:\/\//i.test(serverAddress) || hostOf(serverAddress) !== host)) {
+    return { kind: "none" };
   }
-  if (username) return { kind: "password", username, password: password ?? "" };
+  if (username) return passwordSecret(username, password ?? "");
   if (identityToken) return { kind: "refresh", token: identityToken };
-  if (auth) {
-    const decoded = Buffer.from(auth, "base64").toString("utf8").replace(/\0+$/, "");
-    const colon = decoded.indexOf(":");
-    if (colon > 0)
-      return { kind: "password", username: decoded.slice(0, colon), password: decoded.slice(colon + 1) };
-  }
-  return { kind: "none" };
+  const decoded = Buffer.from(auth ?? "", "base64")
+    .toString("utf8")
+    .replace(/\0+$/, "");
+  const colon = decoded.indexOf(":");
+  return colon === -1 ? { kind: "none" } : passwordSecret(decoded.slice(0, colon), decoded.slice(colon + 1));
+}
+
+/** containerd presents neither half of a pair alone. */
+function passwordSecret(username: string, password: string): Secret {
+  return username === "" || password === "" ? { kind: "none" } : { kind: "password", username, password };
+}
+
+function hostOf(address: string): string | undefined {
+  return URL.canParse(address) ? new URL(address).host : undefined;
 }
 
 /** Every challenge of a WWW-Authenticate header (RFC 9110, 11.6.1), malformed rests left out. */
@@ -72,10 +99,17 @@ export function parseChallenges(header: string): Challenge[] {
   return challenges;
 }
 
-/** Authorization headers that worked, until they expire. Keys hold credentials only as a hash. */
+/** Authorization headers until they expire, the oldest forgotten first. Keys hold credentials only as a hash. */
 export class TokenCache {
   readonly #entries = new Map<string, { readonly header: string; readonly until: number }>();
+  /** Renewals on their way. */
+  readonly #pending = new Map<string, Promise<string>>();
+  readonly #now: () => number;
   readonly #max = 1000;
+
+  constructor(now: () => number) {
+    this.#now = now;
+  }
 
   static key(origin: string, repository: string, secret: Secret): string {
     const hash = createHash("sha256").update(JSON.stringify(secret)).digest("hex");
@@ -84,18 +118,36 @@ export class TokenCache {
 
   get(key: string): string | undefined {
     const entry = this.#entries.get(key);
-    return entry && entry.until > Date.now() ? entry.header : undefined;
+    return entry && entry.until > this.#now() ? entry.header : undefined;
   }
 
-  set(key: string, header: string, lifeMs: number): void {
-    this.#entries.delete(key);
-    this.#entries.set(key, { header, until: Date.now() + lifeMs });
-    const oldest = this.#entries.keys().next();
-    if (this.#entries.size > this.#max && !oldest.done) this.#entries.delete(oldest.value);
+  /**
+   * A header other than the one that was found stale. Made once for all who ask for it at the same time; a failure is
+   * that of all of them.
+   */
+  async renew(key: string, stale: string | undefined, make: () => Promise<Authorization>): Promise<string> {
+    const current = this.get(key);
+    if (current !== undefined && current !== stale) return current;
+    const pending = this.#pending.get(key) ?? this.#make(key, make);
+    this.#pending.set(key, pending);
+    return await pending;
   }
 
   delete(key: string): void {
     this.#entries.delete(key);
+  }
+
+  async #make(key: string, make: () => Promise<Authorization>): Promise<string> {
+    try {
+      const { header, lifeMs } = await make();
+      this.#entries.delete(key);
+      this.#entries.set(key, { header, until: this.#now() + lifeMs });
+      const oldest = this.#entries.keys().next();
+      if (this.#entries.size > this.#max && !oldest.done) this.#entries.delete(oldest.value);
+      return header;
+    } finally {
+      this.#pending.delete(key);
+    }
   }
 }
 
@@ -108,7 +160,7 @@ export async function authorize(
   secret: Secret,
   repository: string,
   send: TokenRequest,
-): Promise<{ readonly header: string; readonly lifeMs: number }> {
+): Promise<Authorization> {
   const bearer = challenges.find((challenge) => challenge.scheme === "bearer");
   if (bearer) return await fetchToken(bearer, secret, repository, send);
   if (challenges.some((challenge) => challenge.scheme === "basic")) {
@@ -123,22 +175,23 @@ async function fetchToken(
   secret: Secret,
   repository: string,
   send: TokenRequest,
-): Promise<{ readonly header: string; readonly lifeMs: number }> {
+): Promise<Authorization> {
   const { realm, service, scope } = challenge.parameters;
   if (realm === undefined || !URL.canParse(realm))
     throw new PullError("refused", "a Bearer challenge without a realm");
   const scopes = [
     ...new Set([`repository:${repository}:pull`, ...(scope ?? "").split(" ").filter(Boolean)]),
   ].sort();
-  const request = { realm: new URL(realm), service: service ?? "", scopes };
+  const query = { realm: new URL(realm), service: service ?? "", scopes };
   if (secret.kind === "none")
-    return readToken(await send(getUrl(request), { method: "GET", headers: {} }), secret);
-  const posted = await send(request.realm, postForm(request, secret));
+    return readToken(await send(getUrl(query), { method: "GET", headers: {} }), secret);
+  const posted = await send(query.realm, postForm(query, secret));
+  // Not every registry takes the form (reference 6.4); those are asked the older way.
   const isTriedByGet =
-    posted.status === 404 || posted.status === 401 || posted.status === 400 || posted.status === 405;
-  if (!isTriedByGet || secret.kind !== "password") return readToken(posted, secret);
+    [400, 401, 404].includes(posted.status) || (posted.status === 405 && secret.kind === "password");
+  if (!isTriedByGet) return readToken(posted, secret);
   const headers = { authorization: `Basic ${basic(secret)}` };
-  return readToken(await send(getUrl(request), { method: "GET", headers }), secret);
+  return readToken(await send(getUrl(query), { method: "GET", headers }), secret);
 }
 
 interface TokenQuery {
@@ -154,7 +207,7 @@ function getUrl({ realm, service, scopes }: TokenQuery): URL {
   return url;
 }
 
-function postForm({ service, scopes }: TokenQuery, secret: Exclude<Secret, { kind: "none" }>) {
+function postForm({ service, scopes }: TokenQuery, secret: Shown): TokenRequestInit {
   const form = new URLSearchParams({ client_id: "containerd-client", service, scope: scopes.join(" ") });
   if (secret.kind === "refresh") {
     form.set("grant_type", "refresh_token");
@@ -165,39 +218,35 @@ function postForm({ service, scopes }: TokenQuery, secret: Exclude<Secret, { kin
     form.set("password", secret.password);
   }
   const headers = { "content-type": "application/x-www-form-urlencoded; charset=utf-8" };
-  return { method: "POST" as const, headers, body: form.toString() };
+  return { method: "POST", headers, body: form.toString() };
 }
 
-function readToken(
-  {
-    status,
-    statusText,
-    body,
-  }: { readonly status: number; readonly statusText: string; readonly body: string },
-  secret: Secret,
-): { readonly header: string; readonly lifeMs: number } {
+function readToken({ status, statusText, body }: TokenAnswer, secret: Secret): Authorization {
   if (status < 200 || status >= 400) {
     const kind = secret.kind === "none" ? "anonymous" : "oauth";
     const message = `failed to authorize: failed to fetch ${kind} token: unexpected status: ${status} ${statusText}`;
     if (status >= 500 || status === 429) throw new PullError("unavailable", message, { temporary: true });
     throw new PullError("refused", message, { credentialsSent: secret.kind !== "none" });
   }
-  let json: { token?: unknown; access_token?: unknown; expires_in?: unknown };
+  let json: { token?: unknown; access_token?: unknown; expires_in?: unknown } | null;
   try {
     json = JSON.parse(body) as typeof json;
   } catch {
-    throw new PullError("refused", "the token endpoint did not answer with JSON");
+    throw new PullError("unavailable", "the token endpoint did not answer with JSON");
   }
-  const token = [json.token, json.access_token].find(isFilled);
-  if (token === undefined) throw new PullError("refused", "the token endpoint gave no token");
-  const expiresIn = typeof json.expires_in === "number" ? json.expires_in * 1000 : lifeMsDefault;
-  return { header: `Bearer ${token}`, lifeMs: Math.max(0, expiresIn - slackMs) };
+  const token = [json?.token, json?.access_token].find(isFilled);
+  if (token === undefined) throw new PullError("unavailable", "the token endpoint gave no token");
+  const expiresIn = json?.expires_in;
+  const lifeMs = typeof expiresIn === "number" && expiresIn > 0 ? expiresIn * 1000 : lifeMsDefault;
+  return { header: `Bearer ${token}`, lifeMs: lifeMs - Math.min(slackMs, lifeMs / 2) };
 }
 
+/** What goes into a header as it is must not be able to end it. */
 function isFilled(value: unknown): value is string {
-  return typeof value === "string" && value !== "";
+  return typeof value === "string" && /^[\x21-\x7e]+$/.test(value);
 }
 
-function basic({ username, password }: { readonly username: string; readonly password: string }): string {
-  return Buffer.from(`${username}:${password}`).toString("base64");
+function basic(secret: Shown): string {
+  const pair = secret.kind === "refresh" ? `:${secret.token}` : `${secret.username}:${secret.password}`;
+  return Buffer.from(pair).toString("base64");
 }

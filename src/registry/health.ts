@@ -1,7 +1,7 @@
 // Which hosts are worth asking: a breaker per host that opens after repeated failures and is probed in the background.
 //
 // While a host's breaker is open it is passed over at once, so that a black hole costs one pull its patience and not
-// every pull.
+// every pull. Hosts come from references, which anybody may make up, so only so many are remembered.
 
 export interface BreakerOptions {
   /** Failures in a row that open the breaker. */
@@ -12,15 +12,19 @@ export interface BreakerOptions {
   readonly changed: (host: string, open: boolean) => void;
 }
 
-/** Settles when the host answers anything at all, and rejects when it does not. */
+/** Settles when the host answers, and rejects when it does not. */
 export type Probe = () => Promise<void>;
 
 type State =
   | { readonly kind: "closed"; readonly failures: number }
   | { readonly kind: "open"; readonly timer: NodeJS.Timeout };
 
+/** Hosts with failures that are remembered; the one that failed first is forgotten for a new one. */
+const hostsMax = 256;
+
 export class Health {
   readonly #options: BreakerOptions;
+  /** Hosts without failures have no entry. */
   readonly #states = new Map<string, State>();
 
   constructor(options: BreakerOptions) {
@@ -46,10 +50,12 @@ export class Health {
     const failures = state.failures + 1;
     if (failures < this.#options.failures) {
       this.#states.set(host, { kind: "closed", failures });
-      return;
+    } else {
+      this.#states.set(host, { kind: "open", timer: this.#schedule(host, probe) });
+      this.#options.changed(host, true);
     }
-    this.#states.set(host, { kind: "open", timer: this.#schedule(host, probe) });
-    this.#options.changed(host, true);
+    const oldest = this.#states.keys().next();
+    if (this.#states.size > hostsMax && !oldest.done) this.succeeded(oldest.value);
   }
 
   close(): void {
@@ -60,12 +66,22 @@ export class Health {
   #schedule(host: string, probe: Probe): NodeJS.Timeout {
     const timer = setTimeout(() => {
       probe().then(
-        () => this.succeeded(host),
         () => {
-          if (this.isOpen(host)) this.#states.set(host, { kind: "open", timer: this.#schedule(host, probe) });
+          if (this.#isStillOpen(host, timer)) this.succeeded(host);
+        },
+        () => {
+          if (this.#isStillOpen(host, timer)) {
+            this.#states.set(host, { kind: "open", timer: this.#schedule(host, probe) });
+          }
         },
       );
     }, this.#options.resetMs);
     return timer.unref();
+  }
+
+  /** Whether the breaker is open as it was when this timer was set, so that a late probe judges nothing newer. */
+  #isStillOpen(host: string, timer: NodeJS.Timeout): boolean {
+    const state = this.#states.get(host);
+    return state?.kind === "open" && state.timer === timer;
   }
 }

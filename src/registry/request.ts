@@ -1,22 +1,37 @@
 // One request to one host: authorization, redirects, and every failure turned into a PullError.
 //
-// Authorization goes to the host that asked for it and to no other: a redirect that leaves the origin goes without.
-// URLs in messages are cut before their query, since redirect targets carry signatures.
+// Authorization goes to the host that asked for it and to no other: a redirect that leaves the origin goes without, and
+// a challenge from where it leads is never answered. URLs in messages are cut before their query, since redirect
+// targets carry signatures.
 
-import { type IncomingHttpHeaders, STATUS_CODES } from "node:http";
-import { setTimeout as sleep } from "node:timers/promises";
+import { STATUS_CODES } from "node:http";
 import { type Dispatcher, errors, request as send } from "undici";
-import { abortError, PullError, throwIfAborted } from "../errors.ts";
-import { authorize, parseChallenges, type Secret, secretFor, TokenCache } from "./auth.ts";
+import { abortError, PullError } from "../errors.ts";
+import {
+  authorize,
+  parseChallenges,
+  type Secret,
+  secretFor,
+  type TokenAnswer,
+  TokenCache,
+  type TokenRequestInit,
+} from "./auth.ts";
 import type { Host } from "./hosts.ts";
+import { retryAfterMs, StatusError, type Timing } from "./patience.ts";
 import type { Credentials } from "./registry.ts";
 
-export interface Response {
+interface Answer {
   readonly status: number;
-  readonly headers: IncomingHttpHeaders;
+  /** In lower case; what was sent more than once is joined by commas. */
+  readonly headers: Readonly<Record<string, string | undefined>>;
   readonly body: Dispatcher.ResponseData["body"];
+}
+
+export interface Response extends Answer {
   /** Where the answer came from, after redirects. */
   readonly url: URL;
+  /** Below the API root, as it was asked for. */
+  readonly path: string;
 }
 
 export interface RequestInit {
@@ -24,75 +39,119 @@ export interface RequestInit {
   /** Below the host's API root: `/library/busybox/manifests/latest`. */
   readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
-  /** A redirect's target that worked before; asked first, without authorization. */
-  readonly direct?: URL | undefined;
+}
+
+export interface RequesterOptions {
+  readonly host: Host;
+  /** The host in the reference, which a mirror is told (`?ns=`). */
+  readonly registryHost: string;
+  readonly repository: string;
+  readonly credentials: Credentials | undefined;
+  readonly dispatcher: Dispatcher;
+  readonly tokens: TokenCache;
+  readonly userAgent: string;
+  readonly timing: Timing;
+}
+
+interface Exchange {
+  readonly method: "GET" | "HEAD" | "POST";
+  readonly headers: Record<string, string>;
+  readonly body?: string;
 }
 
 const redirectsMax = 10;
 const errorBodyBytesMax = 64 * 1024;
 const tokenBodyBytesMax = 256 * 1024;
+const probeTimeoutMs = 10_000;
 const redirectStatuses = new Set([301, 302, 303, 307, 308]);
 
+/** One repository at one host, as one caller sees it. */
 export class Requester {
-  readonly #host: Host;
-  readonly #registryHost: string;
-  readonly #repository: string;
+  readonly #options: RequesterOptions;
   readonly #secret: Secret;
-  readonly #dispatcher: Dispatcher;
-  readonly #tokens: TokenCache;
-  readonly #userAgent: string;
+  readonly #tokenKey: string;
+  /** The caller's credentials, or a token got with them, have been shown to the registry. */
+  #credentialsSent = false;
 
-  constructor(options: {
-    readonly host: Host;
-    readonly registryHost: string;
-    readonly repository: string;
-    readonly credentials: Credentials | undefined;
-    readonly dispatcher: Dispatcher;
-    readonly tokens: TokenCache;
-    readonly userAgent: string;
-  }) {
-    this.#host = options.host;
-    this.#registryHost = options.registryHost;
-    this.#repository = options.repository;
+  constructor(options: RequesterOptions) {
+    this.#options = options;
     this.#secret = secretFor(options.credentials, options.host.url.host);
-    this.#dispatcher = options.dispatcher;
-    this.#tokens = options.tokens;
-    this.#userAgent = options.userAgent;
+    this.#tokenKey = TokenCache.key(options.host.url.origin, options.repository, this.#secret);
   }
 
   get host(): Host {
-    return this.#host;
+    return this.#options.host;
   }
 
   /** Any answer but a refusal: the caller judges its status. Throws `refused`, `unavailable`, `slow`, `cancelled`. */
   async send(init: RequestInit, signal: AbortSignal): Promise<Response> {
-    if (init.direct) return await this.#follow(init.direct, init, undefined, signal);
-    const key = TokenCache.key(this.#host.url.origin, this.#repository, this.#secret);
-    let authorization = this.#tokens.get(key);
-    for (let attempt = 0; ; attempt++) {
-      const response = await this.#follow(this.#url(init.path), init, authorization, signal);
-      if (response.status !== 401) return response;
-      const challenge = [response.headers["www-authenticate"] ?? ""].flat().join(", ");
-      await response.body.dump();
-      // A token that was cached may have expired, so that a second round is fair; a third would be a strike.
-      if (attempt > 0) throw this.#refusal(init, challenge);
-      this.#tokens.delete(key);
-      const answer = await authorize(
-        parseChallenges(challenge),
-        this.#secret,
-        this.#repository,
-        (url, token) => this.#sendToken(url, token, signal),
-      );
-      authorization = answer.header;
-      this.#tokens.set(key, answer.header, answer.lifeMs);
+    const { tokens, host } = this.#options;
+    const url = this.#url(init.path);
+    const cached = tokens.get(this.#tokenKey);
+    const first = await this.#follow(url, init, cached, signal);
+    if (first.status !== 401 || first.url.origin !== host.url.origin) return first;
+    const challenge = await takeChallenge(first);
+    const renewed = await this.#renew(challenge, cached, signal);
+    // What was refused a moment ago is not shown again.
+    if (renewed === cached) throw this.#refusal(first, challenge);
+    const second = await this.#follow(url, init, renewed, signal);
+    if (second.status !== 401 || second.url.origin !== host.url.origin) return second;
+    throw this.#refusal(second, await takeChallenge(second));
+  }
+
+  /** Asks a redirect's target that is known already; without authorization. Any answer is returned. */
+  async sendTo(target: URL, init: RequestInit, signal: AbortSignal): Promise<Response> {
+    return await this.#follow(target, init, undefined, signal);
+  }
+
+  /** Settles when the host answers, and rejects when it does not or has trouble of its own (5xx). */
+  async probe(): Promise<void> {
+    const init: RequestInit = { method: "GET", path: "/", headers: {} };
+    const signal = AbortSignal.timeout(probeTimeoutMs);
+    const response = await this.#follow(this.#url(init.path), init, undefined, signal);
+    await response.body.dump({ limit: errorBodyBytesMax });
+    if (response.status >= 500) throw new PullError("unavailable", this.#unexpected(response));
+  }
+
+  /** The error that an answer with this status stands for. Its body is thrown away. */
+  async toError(response: Response): Promise<PullError> {
+    const { status, headers, url } = response;
+    await response.body.dump({ limit: errorBodyBytesMax }).catch(() => {});
+    const message = this.#unexpected(response);
+    if (status === 404) return new PullError("not_found", message);
+    if (status === 401 || status === 403) {
+      const credentialsSent = this.#credentialsSent && url.origin === this.#options.host.url.origin;
+      return new PullError("refused", message, { credentialsSent });
     }
+    const error = new PullError("unavailable", message);
+    return new StatusError(error, status, retryAfterMs(headers["retry-after"], this.#options.timing.now()));
   }
 
   #url(path: string): URL {
-    const url = new URL(this.#host.url);
+    const { host, registryHost } = this.#options;
+    const url = new URL(host.url);
     url.pathname = `${url.pathname}${path}`;
-    if (this.#host.isMirror) url.searchParams.set("ns", this.#registryHost);
+    if (host.isMirror) url.searchParams.set("ns", registryHost);
     return url;
+  }
+
+  /** A header that is not `stale`, made once for everybody who needs it at the same time. */
+  async #renew(challenge: string, stale: string | undefined, signal: AbortSignal): Promise<string> {
+    const { tokens, repository } = this.#options;
+    const make = async () =>
+      await authorize(parseChallenges(challenge), this.#secret, repository, async (url, init) => {
+        if (this.#secret.kind !== "none") this.#credentialsSent = true;
+        return await this.#sendToken(url, init, signal);
+      });
+    for (;;) {
+      try {
+        return await tokens.renew(this.#tokenKey, stale, make);
+      } catch (error) {
+        // Somebody else's request, who went away: this one is still wanted.
+        const isOthers = error instanceof PullError && error.code === "cancelled" && !signal.aborted;
+        if (!isOthers) throw error;
+      }
+    }
   }
 
   async #follow(
@@ -101,121 +160,92 @@ export class Requester {
     authorization: string | undefined,
     signal: AbortSignal,
   ): Promise<Response> {
+    const { host, userAgent } = this.#options;
     let url = start;
     for (let hop = 0; hop <= redirectsMax; hop++) {
-      const isOwn = url.origin === this.#host.url.origin;
+      const isOwn = url.origin === host.url.origin;
+      if (isOwn && authorization !== undefined && this.#secret.kind !== "none") this.#credentialsSent = true;
       const headers = {
-        "user-agent": this.#userAgent,
+        "user-agent": userAgent,
         ...init.headers,
-        ...(isOwn && this.#host.headers),
+        ...(isOwn && host.headers),
         ...(isOwn && authorization !== undefined && { authorization }),
       };
-      const response = await this.#exchange(url, { method: init.method, headers }, signal);
-      if (!redirectStatuses.has(response.status)) return response;
-      const location = response.headers.location ?? "";
-      await response.body.dump();
-      if (!URL.canParse(location, url.href))
-        throw new PullError("unavailable", `${plain(url)} redirects nowhere`);
-      url = new URL(location, url);
-      if (url.protocol !== "https:" && url.protocol !== "http:") {
-        throw new PullError("unavailable", `${plain(url)} is not http`);
-      }
+      const answer = await this.#exchange(url, { method: init.method, headers }, signal);
+      if (!redirectStatuses.has(answer.status)) return { ...answer, url, path: init.path };
+      await answer.body.dump();
+      url = redirectTarget(url, answer.headers["location"]);
     }
     throw new PullError("unavailable", `${plain(start)} redirects more than ${redirectsMax} times`);
   }
 
-  async #sendToken(
-    url: URL,
-    init: {
-      readonly method: "GET" | "POST";
-      readonly headers: Record<string, string>;
-      readonly body?: string;
-    },
-    signal: AbortSignal,
-  ): Promise<{ status: number; statusText: string; body: string }> {
-    const headers = { "user-agent": this.#userAgent, ...init.headers };
-    const response = await this.#exchange(url, { ...init, headers }, signal);
-    const body = await readText(response, tokenBodyBytesMax);
-    return { status: response.status, statusText: statusText(response.status), body };
-  }
-
-  async #exchange(
-    url: URL,
-    init: {
-      readonly method: "GET" | "HEAD" | "POST";
-      readonly headers: Record<string, string>;
-      readonly body?: string;
-    },
-    signal: AbortSignal,
-  ): Promise<Response> {
+  async #sendToken(url: URL, init: TokenRequestInit, signal: AbortSignal): Promise<TokenAnswer> {
+    const headers = { "user-agent": this.#options.userAgent, ...init.headers };
+    const { status, body } = await this.#exchange(url, { ...init, headers }, signal);
     try {
-      const { statusCode, headers, body } = await send(url, {
-        ...init,
-        dispatcher: this.#dispatcher,
-        signal,
-      });
-      return { status: statusCode, headers, body, url };
+      return { status, statusText: statusText(status), body: await readText(body, tokenBodyBytesMax) };
     } catch (error) {
       throw transportError(error, url, signal);
     }
   }
 
-  /** containerd's words for a registry that refuses what it was shown. */
-  #refusal(init: RequestInit, challenge: string): PullError {
-    const credentialsSent = this.#secret.kind !== "none";
-    const code = parseChallenges(challenge).find((one) => one.scheme === "bearer")?.parameters["error"];
+  async #exchange(url: URL, init: Exchange, signal: AbortSignal): Promise<Answer> {
+    try {
+      const { dispatcher } = this.#options;
+      const { statusCode, headers, body } = await send(url, { ...init, dispatcher, signal });
+      return { status: statusCode, headers: joined(headers), body };
+    } catch (error) {
+      throw transportError(error, url, signal);
+    }
+  }
+
+  /** containerd's words for a registry that refuses what it was shown (reference 6.4). */
+  #refusal(response: Response, challenge: string): PullError {
+    this.#options.tokens.delete(this.#tokenKey);
+    const bearer = parseChallenges(challenge).find(({ scheme }) => scheme === "bearer");
+    const code = bearer?.parameters["error"];
     const message = code
       ? `pull access denied, repository does not exist or may require authorization: server message: ${code}: authorization failed`
-      : this.#unexpected(init, 401);
-    return new PullError("refused", message, { credentialsSent });
+      : this.#unexpected(response);
+    return new PullError("refused", message, { credentialsSent: this.#credentialsSent });
   }
 
   /** containerd's words, with what was asked for as it names it: the last two parts of the path. */
-  #unexpected(init: RequestInit, status: number): string {
-    const [kind, version] = init.path.split("/").slice(-2);
-    return `pulling from host ${this.#host.url.host} failed with status code [${kind} ${version}]: ${status} ${statusText(status)}`;
-  }
-
-  /** The error that an answer with this status stands for. */
-  async toError(response: Response, init: RequestInit): Promise<PullError> {
-    const { status } = response;
-    await readText(response, errorBodyBytesMax).catch(() => "");
-    const message = this.#unexpected(init, status);
-    if (status === 404) return new PullError("not_found", message);
-    if (status === 403) {
-      return new PullError("refused", message, { credentialsSent: this.#secret.kind !== "none" });
-    }
-    return new PullError("unavailable", message, { temporary: isTemporary(status) });
+  #unexpected({ path, status }: Response): string {
+    const [kind, version] = path.split("/").slice(-2);
+    const { host } = this.#options.host.url;
+    return `pulling from host ${host} failed with status code [${kind} ${version}]: ${status} ${statusText(status)}`;
   }
 }
 
-export function isTemporary(status: number): boolean {
-  return status === 408 || status === 429 || status >= 500;
+async function takeChallenge(response: Response): Promise<string> {
+  await response.body.dump({ limit: errorBodyBytesMax }).catch(() => {});
+  return response.headers["www-authenticate"] ?? "";
 }
 
-/** Seconds or a date (RFC 9110, 10.2.3), in milliseconds from now. */
-export function retryAfterMs(headers: IncomingHttpHeaders, now: number): number | undefined {
-  const text = headers["retry-after"];
-  if (text === undefined) return undefined;
-  if (/^\d{1,6}$/.test(text)) return Number(text) * 1000;
-  const date = Date.parse(text);
-  return Number.isNaN(date) ? undefined : Math.max(0, date - now);
+function joined(headers: Dispatcher.ResponseData["headers"]): Answer["headers"] {
+  const entries = Object.entries(headers);
+  return Object.fromEntries(entries.map(([name, value]) => [name, [value].flat().join(", ")]));
 }
 
-/** Waits before another attempt: exponential with jitter, at least as long as the server asked for. */
-export async function backOff(attempt: number, askedMs: number, signal: AbortSignal): Promise<void> {
-  const ownMs = Math.min(5_000, 100 * 2 ** attempt) * (0.5 + Math.random() / 2);
-  await sleep(Math.max(askedMs, ownMs), undefined, { signal }).catch(() => {});
-  throwIfAborted(signal);
+function redirectTarget(from: URL, location: string | undefined): URL {
+  if (location === undefined || !URL.canParse(location, from.href)) {
+    throw new PullError("unavailable", `${plain(from)} redirects nowhere`);
+  }
+  const url = new URL(location, from);
+  if (url.protocol !== "https:" && url.protocol !== "http:") {
+    throw new PullError("unavailable", `${plain(from)} redirects to something that is not http`);
+  }
+  return url;
 }
 
 /** The whole body as text, up to a limit, past which it is cut and the connection closed. */
-async function readText(response: Response, bytesMax: number): Promise<string> {
+async function readText(body: Answer["body"], bytesMax: number): Promise<string> {
   const parts: Buffer[] = [];
   let bytes = 0;
-  for await (const part of response.body) {
-    parts.push(part as Buffer);
-    bytes += (part as Buffer).length;
+  for await (const part of body as AsyncIterable<Buffer>) {
+    parts.push(part);
+    bytes += part.length;
     if (bytes > bytesMax) break;
   }
   return Buffer.concat(parts).subarray(0, bytesMax).toString("utf8");
@@ -235,6 +265,20 @@ export function transportError(error: unknown, url: URL, signal: AbortSignal): P
     cause: error,
     temporary: true,
   });
+}
+
+const unreachableCodes = new Set([
+  "ECONNREFUSED",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "ENOTFOUND",
+  "EAI_AGAIN",
+  "UND_ERR_CONNECT_TIMEOUT",
+]);
+
+/** Whether no connection could be made at all, as opposed to one that broke. */
+export function isUnreachable({ cause }: PullError): boolean {
+  return cause instanceof Error && "code" in cause && unreachableCodes.has(String(cause.code));
 }
 
 /** A URL that may be shown: without user, query and fragment. */

@@ -93,7 +93,7 @@ describe("1.x, by CRI Status", () => {
     await expect(facts("1.6.20", { config })).rejects.toMatchObject({ code: "unsupported" });
   });
 
-  test("another snapshotter is left to containerd; ours may be insisted on", async () => {
+  test("another snapshotter than overlayfs is left to containerd", async () => {
     const config = { containerd: { snapshotter: "stargz" } };
     expect((await facts("1.7.0", { config })).unfit).toContain("stargz");
   });
@@ -103,7 +103,7 @@ describe("1.x, by CRI Status", () => {
     expect((await facts("1.7.0", { config, snapshotter: "overlayfs" })).unfit).toBeUndefined();
   });
 
-  test("an overlayfs that is missing or did not start is said so", async () => {
+  test("an overlayfs that is missing is said so", async () => {
     const plugins = usual.slice(0, 1);
     expect((await facts("1.7.0", { plugins, config: {} })).unfit).toContain("no overlayfs snapshotter");
   });
@@ -192,14 +192,16 @@ endpoint = ["https://mirror.example"]`,
     await expect(failure).rejects.not.toThrow(/secret-word/);
   });
 
-  test("image verifiers: the plugin alone is no reason, a program in its folder is", async () => {
+  test.each([
+    ["an empty folder is no reason", [], undefined],
+    ["a program in the folder is", ["check"], expect.stringContaining("image verifiers") as string],
+  ])("image verifiers: %s", async (_name, programs, unfit) => {
     const verifier = { type: "io.containerd.image-verifier.v1", id: "bindir", exports: { root: "" } };
-    await file(
-      "config.toml",
-      `version = 3\n[plugins."io.containerd.image-verifier.v1.bindir"]\nbin_dir = "${fake.folder}/verifiers"`,
-    );
-    await mkdir(join(fake.folder, "verifiers"));
-    await writeFile(join(fake.folder, "verifiers/check"), "");
-    expect((await facts("v2.2.7", { plugins: [...usual, verifier] })).unfit).toContain("image verifiers");
+    const folder = join(fake.folder, "verifiers");
+    const table = '[plugins."io.containerd.image-verifier.v1.bindir"]';
+    await file("config.toml", `version = 3\n${table}\nbin_dir = "${folder}"`);
+    await mkdir(folder);
+    for (const program of programs) await writeFile(join(folder, program), "");
+    expect((await facts("v2.2.7", { plugins: [...usual, verifier] })).unfit).toEqual(unfit);
   });
 });

@@ -52,7 +52,12 @@ ${options.config ?? ""}
 `;
     await writeFile(join(root, "hawser.toml"), config);
     const hawser = new PrivateHawser(root, options);
-    await hawser.untilReady(until);
+    try {
+      await hawser.untilReady(until);
+    } catch (error) {
+      await hawser[Symbol.asyncDispose]();
+      throw error;
+    }
     return hawser;
   }
 

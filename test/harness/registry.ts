@@ -40,12 +40,17 @@ export class PrivateRegistry implements AsyncDisposable {
 
   static async start(options: RegistryOptions = {}): Promise<PrivateRegistry> {
     const root = await mkdtemp(join(options.root ?? scratch, "registry-"));
-    const auth = options.login ? basicAuth(root, options.login) : { file: "", headers: {} };
+    const auth = options.login ? basicAuth(options.login) : { file: "", headers: {} };
     if (auth.file) await writeFile(join(root, "htpasswd"), auth.file);
     await writeFile(join(root, "config.yml"), configuration(root, auth.file !== ""));
     const server = new ServerProcess("docker-registry", ["serve", join(root, "config.yml")]);
-    const [, port] = await server.untilPrinted(/listening on 127\.0\.0\.1:(\d+)/);
-    return new PrivateRegistry(`127.0.0.1:${port}`, root, server, auth.headers);
+    try {
+      const [, port] = await server.untilPrinted(/listening on 127\.0\.0\.1:(\d+)/);
+      return new PrivateRegistry(`127.0.0.1:${port}`, root, server, auth.headers);
+    } catch (error) {
+      await rm(root, { recursive: true, force: true });
+      throw error;
+    }
   }
 
   get pid(): number {
@@ -95,10 +100,7 @@ export class PrivateRegistry implements AsyncDisposable {
   }
 }
 
-function basicAuth(
-  _root: string,
-  { username, password }: { readonly username: string; readonly password: string },
-) {
+function basicAuth({ username, password }: NonNullable<RegistryOptions["login"]>) {
   const made = spawnSync("htpasswd", ["-Bbn", username, password], { encoding: "utf8" });
   if (made.status !== 0) throw new Error(`htpasswd: ${made.stderr}`);
   const header = Buffer.from(`${username}:${password}`).toString("base64");

@@ -51,8 +51,11 @@ test("credentials in containerd's order of preference, and for the right host on
   });
   expect(secretFor({ identityToken: "t", auth }, "h")).toEqual({ kind: "refresh", token: "t" });
   expect(secretFor({ auth }, "h")).toEqual({ kind: "password", username: "from", password: "auth" });
-  expect(secretFor({ username: "u", serverAddress: "https://other.example" }, "h")).toEqual({ kind: "none" });
-  expect(secretFor({ username: "u", serverAddress: "h" }, "h")).toMatchObject({ kind: "password" });
+  const pair = { username: "u", password: "p" };
+  expect(secretFor({ ...pair, serverAddress: "https://other.example" }, "h")).toEqual({ kind: "none" });
+  expect(secretFor({ ...pair, serverAddress: "h" }, "h")).toEqual({ kind: "none" });
+  expect(secretFor({ ...pair, serverAddress: "https://h" }, "h")).toMatchObject({ kind: "password" });
+  expect(secretFor({ username: "u" }, "h")).toEqual({ kind: "none" });
 });
 
 test("a token is asked for by POST, and by GET where that is refused", async () => {
@@ -83,14 +86,25 @@ test("without credentials the token is anonymous, and a refusal is nobody's stri
   await expect(refused).rejects.toMatchObject({ code: "refused", credentialsSent: false });
 });
 
-test("cached tokens are apart by credential, and the key does not hold it", () => {
-  const cache = new TokenCache();
+test("cached tokens are apart by credential, and the key does not hold it", async () => {
+  let now = 0;
+  const cache = new TokenCache(() => now);
   const one = TokenCache.key("https://h", "a", { kind: "password", username: "u", password: "secret-1" });
   const other = TokenCache.key("https://h", "a", { kind: "password", username: "u", password: "secret-2" });
-  cache.set(one, "Bearer T", 1000);
+  await cache.renew(one, undefined, async () => ({ header: "Bearer T", lifeMs: 1000 }));
   expect(cache.get(one)).toBe("Bearer T");
   expect(cache.get(other)).toBeUndefined();
   expect(one).not.toContain("secret");
-  cache.set(one, "Bearer T", -1);
+  now = 1000;
   expect(cache.get(one)).toBeUndefined();
+});
+
+test("a token that was found stale is renewed once for all who ask", async () => {
+  const cache = new TokenCache(() => 0);
+  let made = 0;
+  const make = async () => ({ header: `Bearer ${++made}`, lifeMs: 1000 });
+  const asked = [cache.renew("k", undefined, make), cache.renew("k", undefined, make)];
+  expect(await Promise.all(asked)).toEqual(["Bearer 1", "Bearer 1"]);
+  expect(await cache.renew("k", undefined, make)).toBe("Bearer 1");
+  expect(await cache.renew("k", "Bearer 1", make)).toBe("Bearer 2");
 });

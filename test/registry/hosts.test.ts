@@ -88,7 +88,7 @@ describe("reading", () => {
     expect(hosts[1]?.tls.skipVerify).toBe(true);
   });
 
-  test.each(["reg.example.com_5000_", "reg.example.com:5000", "reg.example.com", "_default"])(
+  test.each(["reg.example.com_5000_", "reg.example.com:5000", "_default"])(
     "the folder %s serves reg.example.com:5000",
     async (folder) => {
       write(folder, '[host."https://mirror.example"]\n');
@@ -97,6 +97,11 @@ describe("reading", () => {
       );
     },
   );
+
+  test("as with containerd, a folder without the port serves no host with one", async () => {
+    write("reg.example.com", '[host."https://mirror.example"]\n');
+    expect((await hostsOf("reg.example.com:5000", [root]))[0]?.url.host).toBe("reg.example.com:5000");
+  });
 
   test.each([
     ["an unknown key", '[host."https://a.example"]\nfrobnicate = 1\n'],
