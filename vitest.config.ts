@@ -1,5 +1,8 @@
 import { defineConfig } from "vitest/config";
 
+/** Of "npm run release:check" alone: they need a cross compiler, an emulator and buildah, and minutes. */
+const beyond = ["test/release/arm64.int.test.ts", "test/release/image.int.test.ts"];
+
 export default defineConfig({
   test: {
     reporters: ["default", "./test/reporter.ts"],
@@ -10,6 +13,9 @@ export default defineConfig({
           include: ["test/**/*.test.ts"],
           exclude: ["test/**/*.int.test.ts"],
           pool: "forks",
+          // Most wait for something, so that a core for each is not needed.
+          maxWorkers: 3,
+          setupFiles: ["test/gate.ts"],
           testTimeout: 30_000,
         },
       },
@@ -17,10 +23,25 @@ export default defineConfig({
         test: {
           name: "integration",
           include: ["test/**/*.int.test.ts"],
+          exclude: beyond,
           pool: "forks",
+          setupFiles: ["test/gate.ts"],
           // Two cores, and each file starts servers of its own.
           maxWorkers: 2,
           sequence: { groupOrder: 1 },
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
+        },
+      },
+      {
+        test: {
+          name: "release",
+          include: beyond,
+          pool: "forks",
+          setupFiles: ["test/gate.ts"],
+          // Emulation takes every core there is.
+          maxWorkers: 1,
+          sequence: { groupOrder: 2 },
           testTimeout: 120_000,
           hookTimeout: 120_000,
         },

@@ -41,7 +41,7 @@ const role = "floor-child";
 
 /** Does it once, in processes that are up before the clock starts. Throws unless all that was packed came out. */
 export async function measureFloor({ files, unpackedBytes }: BuiltImage): Promise<Floor> {
-  const folder = mkdtempSync(join(scratch, "floor-"));
+  const folder = mkdtempSync(join(scratch(), "floor-"));
   const tasks = files
     .toSorted((a, b) => statSync(b).size - statSync(a).size)
     .map((from, index): Task => ({ from, to: join(folder, String(index)) }));

@@ -7,18 +7,27 @@ import { cpus, release, totalmem } from "node:os";
 /** Ticks a second of /proc's times; fixed in the kernel's interface to user space. */
 const ticks = 100;
 
-/** CPU seconds of a process and of the children that it has waited for (unpigz among them). */
+/** CPU seconds of a process, its children, and those that it has waited for (unpigz among them). */
 export function cpuSeconds(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
-    .replace(/^.*\) /, "")
-    .split(" ");
-  return [11, 12, 13, 14].reduce((sum, index) => sum + Number(fields[index]), 0) / ticks;
+  return sumOf(pid, (one) => {
+    const fields = readFileSync(`/proc/${one}/stat`, "utf8")
+      .replace(/^.*\) /, "")
+      .split(" ");
+    return [11, 12, 13, 14].reduce((sum, index) => sum + Number(fields[index]), 0) / ticks;
+  });
 }
 
-/** Peak resident memory of a process, in MiB. */
+/** Peak resident memory of a process and its children, in MiB; what they share is counted for each. */
 export function peakMiB(pid: number): number {
-  const text = readFileSync(`/proc/${pid}/status`, "utf8");
-  return Number(/VmHWM:\s+(\d+) kB/.exec(text)?.[1] ?? 0) / 1024;
+  return sumOf(pid, (one) => {
+    const text = readFileSync(`/proc/${one}/status`, "utf8");
+    return Number(/VmHWM:\s+(\d+) kB/.exec(text)?.[1] ?? 0) / 1024;
+  });
+}
+
+function sumOf(pid: number, measure: (pid: number) => number): number {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ").filter(Boolean);
+  return children.reduce((sum, child) => sum + measure(Number(child)), measure(pid));
 }
 
 export function median(values: readonly number[]): number {

@@ -67,7 +67,7 @@ export async function pull(cri: CriClient, reference: string, signal: AbortSigna
  * first touch of each then costs far more than it would on a node that has been up for a while.
  */
 export async function touchMemory(image: BuiltImage, signal: AbortSignal): Promise<void> {
-  const folder = await mkdtemp(join(scratch, "touch-"));
+  const folder = await mkdtemp(join(scratch(), "touch-"));
   const bytes = 2 * (image.compressedBytes + image.unpackedBytes);
   try {
     await promisify(execFile)("sh", ["-c", `exec head -c ${bytes} /dev/zero > ${folder}/zeros`], { signal });

@@ -1,4 +1,4 @@
-// The addon's entry: hands out the functions of inflate.cc and fsat.cc. See binding.d.ts for the contract.
+// The addon's entry: hands out the functions of the other files. See binding.d.ts for the contract.
 #include "napi.h"
 
 namespace hawser {
@@ -14,5 +14,7 @@ void define(napi_env env, napi_value exports, const char *name, napi_callback ca
 NAPI_MODULE_INIT() {
   hawser::define_inflate(env, exports);
   hawser::define_fsat(env, exports);
+  hawser::define_later(env, exports);
+  hawser::define_notify(env, exports);
   return exports;
 }

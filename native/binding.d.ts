@@ -1,5 +1,5 @@
-// The contract of hawser.node. Every call is synchronous, bounded by the buffers that it is given, keeps none of them,
-// and starts no thread.
+// The contract of hawser.node. Every call but the last two is synchronous, bounded by the buffers that it is given,
+// keeps none of them, and starts no thread.
 //
 // Names are byte strings: one character per byte ("latin1"), so that names that are not UTF-8 are exact. A name is one
 // path component, and no call follows a symbolic link in it. Results that may fail are numbers: 0 or more for success,
@@ -37,8 +37,8 @@ export interface Binding {
   /** Opens a directory by its path (the only call that takes one); the descriptor is good for the calls below. */
   openRoot(path: string): number;
   openDirectory(dir: number, name: string): number;
-  /** Opens a directory below root by a relative path, following symbolic links as if root were "/". */
-  openInRoot(root: number, path: string): number;
+  /** Opens a directory below root by a relative path without symbolic links; ELOOP when there is one in it. */
+  openBelow(root: number, path: string): number;
   /** Closes a descriptor that a call of the same thread opened; EBADF for any other. */
   close(fd: number): number;
   /**
@@ -88,8 +88,18 @@ export interface Binding {
   listXattrs(dir: number, name: string): string | number;
   /** Fills `value` with an attribute and returns its length; ERANGE when it does not fit. */
   getXattr(dir: number, name: string, key: string, value: Uint8Array): number;
+  /** Removes whatever is there; EISDIR for a directory. */
+  removeFile(dir: number, name: string): number;
   /** Removes whatever is there, with all that is below it, unless that is over 2048 levels deep (ENAMETOOLONG). */
   removeTree(dir: number, name: string): number;
   /** Gives the calling thread a umask of its own, which is 0. For worker threads: the main thread's is the process's. */
   ownUmask(): number;
+
+  /** syncfs(2) on the file system of a directory, in a thread of libuv's pool: 0 or a negative errno. */
+  syncFileSystem(path: string): Promise<number>;
+  /** Removes whatever is at a path, with all that is below it, in a thread of libuv's pool: 0 or a negative errno. */
+  removePath(path: string): Promise<number>;
+
+  /** Sends one datagram to a unix socket; a path that begins with "@" is in the abstract namespace (sd_notify(3)). */
+  notify(socket: string, message: Uint8Array): number;
 }

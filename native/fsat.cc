@@ -4,7 +4,6 @@
 // symbolic link in its last component. Results are non-negative, errors are negative errno numbers; only a caller's
 // mistake throws. Descriptors belong to the environment that opened them: it alone can close them, and what a thread
 // leaves open when it dies is closed then.
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "napi.h"
+#include "remove.h"
 
 namespace hawser {
 namespace {
@@ -30,8 +30,6 @@ namespace {
 constexpr size_t kPath = 4096;
 using Name = char[kPath];
 
-// Deepest tree that removeTree takes: the kernel's PATH_MAX allows no deeper one to be made by a path.
-constexpr int kDepthMax = 2048;
 // Resolving again after a rename elsewhere raced with us; openat2(2) asks for that.
 constexpr int kResolveTries = 128;
 
@@ -104,8 +102,8 @@ napi_value open_directory(napi_env env, napi_callback_info info) {
   return opened(env, openat(dir, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
 }
 
-// openInRoot(root, path): follows symbolic links, all of them as if `root` were "/".
-napi_value open_in_root(napi_env env, napi_callback_info info) {
+// openBelow(root, path): no component may be a symbolic link, the last one included (ELOOP).
+napi_value open_below(napi_env env, napi_callback_info info) {
   Args args(env, info, 2);
   Name path;
   int root = static_cast<int>(args.integer(0));
@@ -113,7 +111,7 @@ napi_value open_in_root(napi_env env, napi_callback_info info) {
   if (!args.ok()) return nullptr;
   open_how how = {};
   how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
   int fd = -1;
   for (int tries = 0; tries < kResolveTries; tries++) {
     fd = static_cast<int>(syscall(SYS_openat2, root, path, &how, sizeof how));
@@ -137,12 +135,14 @@ napi_value status(napi_env env, napi_callback_info info) {
   args.name(1, name);
   double *results = args.results(2, 8);
   if (!args.ok()) return nullptr;
-  struct stat st;
-  if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)) return number(env, -errno);
-  const double values[] = {static_cast<double>(st.st_mode),         static_cast<double>(st.st_uid),
-                           static_cast<double>(st.st_gid),          static_cast<double>(st.st_rdev),
-                           static_cast<double>(st.st_atim.tv_sec),  static_cast<double>(st.st_atim.tv_nsec),
-                           static_cast<double>(st.st_mtim.tv_sec),  static_cast<double>(st.st_mtim.tv_nsec)};
+  // Not fstatat: as a symbol it needs glibc 2.33, and Node itself is content with 2.28.
+  struct statx st;
+  if (statx(dir, name, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, STATX_BASIC_STATS, &st)) return number(env, -errno);
+  const dev_t device = makedev(st.stx_rdev_major, st.stx_rdev_minor);
+  const double values[] = {static_cast<double>(st.stx_mode),         static_cast<double>(st.stx_uid),
+                           static_cast<double>(st.stx_gid),          static_cast<double>(device),
+                           static_cast<double>(st.stx_atime.tv_sec), static_cast<double>(st.stx_atime.tv_nsec),
+                           static_cast<double>(st.stx_mtime.tv_sec), static_cast<double>(st.stx_mtime.tv_nsec)};
   memcpy(results, values, sizeof values);
   return number(env, 0);
 }
@@ -203,7 +203,10 @@ napi_value make_node(napi_env env, napi_callback_info info) {
   dev_t device = makedev(static_cast<unsigned>(args.integer(3)), static_cast<unsigned>(args.integer(4)));
   args.name(1, name);
   if (!args.ok()) return nullptr;
-  return outcome(env, mknodat(dir, name, mode, device));
+  // The kernel takes 32 bits: 12 of a major number, 20 of a minor one.
+  if (device > UINT32_MAX) return number(env, -EINVAL);
+  // Not mknodat, for the same reason as in status.
+  return outcome(env, syscall(SYS_mknodat, dir, name, mode, static_cast<unsigned>(device)));
 }
 
 int create_at(int dir, const char *name) {
@@ -344,36 +347,6 @@ napi_value get_xattr(napi_env env, napi_callback_info info) {
                             : getxattr(path, key, value.data, value.size));
 }
 
-// Removes what is at name, whatever it is.
-int remove_at(int dir, const char *name, int depth) {
-  if (!unlinkat(dir, name, 0)) return 0;
-  if (errno != EISDIR && errno != EPERM) return -1;
-  if (depth == kDepthMax) return errno = ENAMETOOLONG, -1;
-  int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  if (fd < 0) return -1;
-  DIR *entries = fdopendir(fd);
-  if (!entries) {
-    int error = errno;
-    close(fd);
-    return errno = error, -1;
-  }
-  int result = 0;
-  while (!result) {
-    errno = 0;
-    const dirent *entry = readdir(entries);
-    if (!entry) {
-      result = errno ? -1 : 0;
-      break;
-    }
-    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
-    result = remove_at(dirfd(entries), entry->d_name, depth + 1);
-  }
-  int error = errno;
-  closedir(entries);
-  errno = error;
-  return result ? -1 : unlinkat(dir, name, AT_REMOVEDIR);
-}
-
 // removeTree(dir, name)
 napi_value remove_tree(napi_env env, napi_callback_info info) {
   Args args(env, info, 2);
@@ -381,7 +354,17 @@ napi_value remove_tree(napi_env env, napi_callback_info info) {
   int dir = static_cast<int>(args.integer(0));
   args.name(1, name);
   if (!args.ok()) return nullptr;
-  return outcome(env, remove_at(dir, name, 0));
+  return outcome(env, remove_at(dir, name));
+}
+
+// removeFile(dir, name): whatever is there but a directory.
+napi_value remove_file(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  Name name;
+  int dir = static_cast<int>(args.integer(0));
+  args.name(1, name);
+  if (!args.ok()) return nullptr;
+  return outcome(env, unlinkat(dir, name, 0));
 }
 
 // ownUmask(): gives the calling thread a umask of its own, 0, so that modes are what they are asked to be.
@@ -403,7 +386,7 @@ void define_fsat(napi_env env, napi_value exports) {
   }
   define(env, exports, "openRoot", open_root);
   define(env, exports, "openDirectory", open_directory);
-  define(env, exports, "openInRoot", open_in_root);
+  define(env, exports, "openBelow", open_below);
   define(env, exports, "close", close_fd);
   define(env, exports, "status", status);
   define(env, exports, "readLink", read_link);
@@ -420,6 +403,7 @@ void define_fsat(napi_env env, napi_value exports) {
   define(env, exports, "setXattr", set_xattr);
   define(env, exports, "listXattrs", list_xattrs);
   define(env, exports, "getXattr", get_xattr);
+  define(env, exports, "removeFile", remove_file);
   define(env, exports, "removeTree", remove_tree);
   define(env, exports, "ownUmask", own_umask);
 }

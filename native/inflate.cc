@@ -15,6 +15,9 @@ namespace {
 
 constexpr napi_type_tag kTag = {0x68617773657269ull, 0x6e666c61746572ull};
 
+// Longest name or comment that Go takes in a gzip header, with its NUL byte.
+constexpr size_t kText = 512;
+
 // Statuses of step(), as in binding.d.ts.
 constexpr int64_t kMore = 0, kBoundary = 1, kCorrupt = -1;
 
@@ -38,6 +41,8 @@ class Gzip final : public Inflater {
     state_.next_in = in.data, state_.avail_in = static_cast<uint32_t>(in.size);
     state_.next_out = out.data, state_.avail_out = static_cast<uint32_t>(out.size);
     int status = in_header_ ? isal_read_gzip_header(&state_, &header_) : ISAL_DECOMP_OK;
+    // unpigz refuses flags that are reserved (RFC 1952, 2.3.1.2), Go names and comments that are long.
+    if (in_header_ && status == ISAL_DECOMP_OK && (header_.flags & 0xe0)) return kCorrupt;
     if (status == ISAL_DECOMP_OK) {
       in_header_ = false;
       status = isal_inflate(&state_);
@@ -53,12 +58,15 @@ class Gzip final : public Inflater {
   void reset() {
     isal_inflate_init(&state_);
     isal_gzip_header_init(&header_);
+    header_.name = name_, header_.name_buf_len = sizeof name_;
+    header_.comment = comment_, header_.comment_buf_len = sizeof comment_;
     state_.crc_flag = ISAL_GZIP_NO_HDR_VER;  // Reads the trailer, and checks CRC and length.
     in_header_ = true;
   }
 
   inflate_state state_;
   isal_gzip_header header_;
+  char name_[kText], comment_[kText];
   bool in_header_ = true;
 };
 

@@ -113,5 +113,7 @@ inline napi_value number(napi_env env, int64_t value) {
 void define(napi_env env, napi_value exports, const char *name, napi_callback callback);
 void define_inflate(napi_env env, napi_value exports);
 void define_fsat(napi_env env, napi_value exports);
+void define_later(napi_env env, napi_value exports);
+void define_notify(napi_env env, napi_value exports);
 
 }  // namespace hawser

@@ -3,7 +3,8 @@
 // One table says what each key is, what it defaults to and what it does; parsing, `hawser config show` and
 // config/hawser.toml all follow it. Nothing here reads anything but the file that it is given.
 
-import { readFile } from "node:fs/promises";
+import { constants } from "node:fs";
+import { open } from "node:fs/promises";
 import { normalize } from "node:path";
 import { parse, TomlError } from "smol-toml";
 import { type Setting, schema } from "./schema.ts";
@@ -31,28 +32,34 @@ export interface Loaded {
 }
 
 const defaultFile = "/etc/hawser/hawser.toml";
+const fileBytesMax = 2 ** 20;
 
 /** Sections that DESIGN foresees and this version does not have; said apart from typing mistakes. */
-const laterSections = new Set(["admin", "trace", "prewarm"]);
-const laterKeys = new Set([
-  "download.bandwidth_limit",
-  "unpack.durability",
-  "content.spool_max_size",
-  "content.spool_max_age",
-]);
+const laterSections = new Set(["trace", "prewarm"]);
+const laterKeys = new Set(["download.bandwidth_limit"]);
 const later = "is not in this version yet";
 
 /** Never throws. Without a file name the default file is read if it exists; one that is named must exist. */
 export async function loadConfig(file: string | undefined): Promise<Loaded> {
   const name = file ?? defaultFile;
   try {
-    return parseConfig(await readFile(name, "utf8"), name);
+    return parseConfig(await readText(name), name);
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
-    if (file === undefined && code === "ENOENT") return parseConfig("", undefined);
-    const loaded = parseConfig("", name);
-    return { ...loaded, problems: [{ path: "", message: `${name} cannot be read: ${code}` }] };
+    const isAbsent = error instanceof Error && "code" in error && error.code === "ENOENT";
+    if (file === undefined && isAbsent) return parseConfig("", undefined);
+    // Node's messages end in ", open 'FILE'".
+    const [why = ""] = (error instanceof Error ? error.message : String(error)).split(", ", 1);
+    return { ...parseConfig("", name), problems: [{ path: "", message: `cannot be read: ${why}` }] };
   }
+}
+
+/** Opening a FIFO waits for somebody to write to it, unless told not to, and a device has no end. */
+async function readText(name: string): Promise<string> {
+  await using file = await open(name, constants.O_RDONLY | constants.O_NONBLOCK);
+  const stat = await file.stat();
+  if (!stat.isFile()) throw new Error("it is no file");
+  if (stat.size > fileBytesMax) throw new Error("it is over 1 MiB long");
+  return await file.readFile("utf8");
 }
 
 /** Never throws; `file` is only a name for what the text came from. */
@@ -139,7 +146,11 @@ function findUnknown(table: Readonly<Record<string, unknown>>, problems: Problem
 /** Hawser on containerd's own socket would forward to itself, or take the socket while containerd is down. */
 function separateSockets(config: Config, problems: Problem[]): Config {
   const { cri, containerd } = config;
-  if (normalize(cri.listen) !== normalize(containerd.address)) return config;
+  const [ours, theirs] = [cri.listen, containerd.address].map((path) =>
+    // A link wherever there is a /run.
+    normalize(path).replace(/^\/var\/run\//, "/run/"),
+  );
+  if (ours !== theirs) return config;
   problems.push({ path: "cri.listen", message: `${toToml(cri.listen)} is containerd.address too` });
   return {
     ...config,
@@ -174,6 +185,13 @@ function findContradictions(config: Config, given: ReadonlyMap<string, unknown>,
     unpack.max_concurrent,
   );
   check("download.connect_timeout", download.connect_timeout, "fallback.after", fallback.after);
+  if (unpack.engine === "portable" && unpack.durability === "syncfs") {
+    problems.push({ path: "unpack.durability", message: '"syncfs" needs the native engine' });
+  }
+  for (const host of registry.exclude.filter((one) => registry.include.includes(one))) {
+    const message = `${toToml(host)} is in registry.include too`;
+    problems.push({ path: "registry.exclude", message });
+  }
   for (const [host, { streams = 0, max_concurrent = 0 }] of registry.host) {
     const path = `registry.host.${JSON.stringify(host)}`;
     above(`${path}.streams`, streams, image, download.max_concurrent_per_image);

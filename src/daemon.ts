@@ -1,20 +1,19 @@
-// The wiring of the daemon: constructs every long-lived thing, in order, and takes them down in reverse.
+// The wiring of the process that pulls: constructs every long-lived thing, in order, and takes them down in reverse.
 //
 // Nothing here decides anything about a pull: cri/ decides what is delegated, pull/ does the work, and the site says
-// whether work may be done at all. No bad configuration and no missing part keeps the daemon from serving: then every
-// call goes through to containerd, and log and metrics say why.
+// whether work may be done at all. No bad configuration and no missing part keeps it from serving: then every call
+// goes through to containerd, and log and metrics say why.
 
-import { existsSync } from "node:fs";
 import type { Config, Problem } from "./config.ts";
 import { createContainerd } from "./containerd/client.ts";
 import type { Containerd, ContainerdFacts } from "./containerd/containerd.ts";
-import { availableCores } from "./cores.ts";
+import { markAnswers } from "./cri/failover.ts";
 import { createPullHandler, type Delegation, type PullOutcome } from "./cri/images.ts";
 import { type CriServer, createCriServer } from "./cri/server.ts";
 import { PullError } from "./errors.ts";
-import { type Exposition, expose } from "./exposition.ts";
 import type { LayerEngine } from "./layer/layer.ts";
 import { createEngine } from "./layer/pool.ts";
+import { limitsOf, threadsOf } from "./limits.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { parseReference } from "./oci/reference.ts";
@@ -22,15 +21,23 @@ import type { PullImageRequest } from "./proto/gen/cri_pb.js";
 import { createPuller, type Pulled, type Puller } from "./pull/pull.ts";
 import { SiteKeeper, type SiteState } from "./pull/site.ts";
 import { createRegistry } from "./registry/client.ts";
+import type { ProxySettings } from "./registry/proxy.ts";
 import type { Credentials, Registry } from "./registry/registry.ts";
+import { type Wording, wordingOf } from "./registry/wording.ts";
+import { Selinux } from "./selinux.ts";
 
 export interface DaemonOptions {
   readonly config: Config;
+  /** Path of the socket to serve on. */
+  readonly socket: string;
   /** What is wrong with the configuration; with any problem, the daemon only passes calls through. */
   readonly problems: readonly Problem[];
   readonly log: Log;
   readonly metrics: Metrics;
   readonly version: string;
+  /** Told whether pulls are accelerated, on each change: why not, or undefined. */
+  readonly siteChanged: (closed: Delegation | undefined) => void;
+  readonly proxy: ProxySettings;
 }
 
 export interface Daemon {
@@ -45,9 +52,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   return daemon;
 }
 
-/** Registry and puller, as long as containerd's certs.d directories stay the same. */
+/** Registry and puller, as long as containerd's version and its certs.d directories stay the same. */
 interface Works {
-  readonly configPath: string;
+  readonly key: string;
+  readonly wording: Wording;
   readonly registry: Registry;
   readonly puller: Puller;
 }
@@ -61,7 +69,6 @@ class NodeDaemon implements Daemon {
   readonly #hindrance: Delegation | undefined;
   #site: SiteKeeper | undefined;
   #works: Works | undefined;
-  #exposition: Exposition | undefined;
   #pulls = 0;
 
   constructor(options: DaemonOptions) {
@@ -79,55 +86,62 @@ class NodeDaemon implements Daemon {
     else this.#engine = engine;
     const forward = this.#containerd.forward.bind(this.#containerd);
     this.#server = createCriServer({
-      socket: config.cri.listen,
+      socket: options.socket,
       messageBytesMax: config.cri.max_message_size,
       forward,
-      pull: createPullHandler({
-        forward,
-        fallback: config.fallback.enabled,
-        ineligible: (request) => this.#ineligible(request),
-        pull: (reference, credentials, signal) => this.#pull(reference, credentials, signal),
-        started: () => this.#count(1),
-        done: (outcome) => this.#report(outcome),
-        registered: (seconds) => options.metrics.stageSeconds.observe({ stage: "register" }, seconds),
-      }),
+      pull: markAnswers(
+        createPullHandler({
+          forward,
+          fallback: config.fallback.enabled,
+          ineligible: (request) => this.#ineligible(request),
+          pull: (reference, credentials, signal) => this.#pull(reference, credentials, signal),
+          unresolved: (name) => (this.#works?.wording ?? wordingOf("")).unresolved(name),
+          started: () => this.#count(1),
+          done: (outcome) => this.#report(outcome),
+          registered: (seconds) => options.metrics.stageSeconds.observe({ stage: "register" }, seconds),
+        }),
+      ),
     });
   }
 
   async start(): Promise<void> {
     const { config, log, metrics } = this.#options;
     await this.#server.listen();
-    if (config.metrics.listen !== "off") {
-      const { host, port } = config.metrics.listen;
-      // The node's pulls matter more than its metrics: a port that is taken is reported, and nothing else.
-      this.#exposition = await expose(metrics, host, port).catch((error: unknown) => {
-        log.error(PullError.from(error).message);
-        return undefined;
-      });
-      if (this.#exposition) log.info(`metrics on ${host}:${this.#exposition.port}`);
-    }
     if (this.#engine) metrics.engine.set({ engine: this.#engine.name }, 1);
     if (this.#hindrance) {
       const { reason, detail } = this.#hindrance;
       metrics.passThrough.set({ reason }, 1);
       log.error({ reason, detail }, "every pull goes through to containerd");
+      this.#options.siteChanged(this.#hindrance);
       return;
     }
     this.#site = new SiteKeeper({
       containerd: this.#containerd,
-      selfTest: (site, signal) => this.#containerd.selfTest(site.instance.staging, signal),
+      selinux: new Selinux(),
+      selfTest: ({ instance, selinux }, signal) =>
+        this.#containerd.selfTest(instance.staging, selinux, signal),
       changed: (state) => this.#siteChanged(state),
       swept: (outcome) => this.#swept(outcome),
+      adopted: (digest, failure) => this.#adopted(digest, failure),
+      spools: {
+        limits: { bytesMax: config.content.spool_max_size, ageMaxMs: config.content.spool_max_age },
+        changed: ({ live, parked }) => {
+          metrics.spoolBytes.set({ state: "live" }, live);
+          metrics.spoolBytes.set({ state: "parked" }, parked);
+        },
+      },
     });
   }
 
   async drain(timeoutMs: number): Promise<void> {
     await this.#server.drain(timeoutMs);
+    // What a containerd that hangs keeps us from clearing up is swept by the next instance.
+    const patience = setTimeout(() => this.#containerd.close(), clearUpMs);
     await this.#works?.puller.settle();
     await this.#site?.[Symbol.asyncDispose]();
     await this.#works?.registry.close();
     await this.#engine?.close();
-    await this.#exposition?.close();
+    clearTimeout(patience);
     this.#containerd.close();
   }
 
@@ -172,16 +186,20 @@ class NodeDaemon implements Daemon {
   }
 
   #worksFor(facts: ContainerdFacts): Works {
-    const { config, metrics, log, version } = this.#options;
+    const { config, metrics, log, version, proxy } = this.#options;
     const { download, fallback, registry: settings } = config;
     const paths = settings.config_path === "auto" ? facts.registryConfigPath : settings.config_path;
-    const configPath = paths.join(":");
-    if (this.#works?.configPath === configPath) return this.#works;
+    const key = JSON.stringify([facts.version, paths]);
+    if (this.#works?.key === key) return this.#works;
     const former = this.#works;
+    // Breakers begin anew with the connections.
+    metrics.breakerOpen.reset();
+    const wording = wordingOf(facts.version);
     const hosts = [...settings.host];
     const registry = createRegistry({
       configPath: paths,
       userAgent: `hawser/${version}`,
+      wording,
       chunkBytes: download.chunk_size,
       streams: download.max_concurrent_per_image,
       hostStreams: new Map(
@@ -192,11 +210,14 @@ class NodeDaemon implements Daemon {
       retries: download.retries,
       fallbackAfterMs: fallback.after,
       breaker: { failures: fallback.breaker_failures, resetMs: fallback.breaker_reset },
+      proxy,
       events: {
         bytes: (count) => metrics.downloadedBytes.inc(count),
         retry: (reason) => metrics.retries.inc({ reason }),
         breaker: (host, open) => {
-          metrics.breakerOpen.set({ host }, open ? 1 : 0);
+          // No series is left behind: hosts come from references, which anybody may make up.
+          if (open) metrics.breakerOpen.set({ host }, 1);
+          else metrics.breakerOpen.remove({ host });
           log.warn(
             { host },
             open
@@ -206,7 +227,7 @@ class NodeDaemon implements Daemon {
         },
       },
     });
-    this.#works = { configPath, registry, puller: this.#makePuller(registry) };
+    this.#works = { key, wording, registry, puller: this.#makePuller(registry) };
     // Pulls that are on their way still use the former connections; they are closed when those have ended.
     void former?.puller.settle().then(() => former.registry.close());
     return this.#works;
@@ -214,33 +235,16 @@ class NodeDaemon implements Daemon {
 
   #makePuller(registry: Registry): Puller {
     const { config, metrics, log } = this.#options;
-    const { download, unpack, content } = config;
+    const { content } = config;
     const engine = this.#engine;
     if (engine === undefined) throw new PullError("internal", "a pull was begun without an engine");
-    const threads = threadsOf(config);
-    const perHost = [...config.registry.host].flatMap(([host, { max_concurrent }]): [string, number][] =>
-      max_concurrent === undefined ? [] : [[host, max_concurrent]],
-    );
     return createPuller({
       containerd: this.#containerd,
       registry,
       engine,
       keepLayers: (facts) =>
         content.keep_layers === "auto" ? !facts.discardUnpackedLayers : content.keep_layers,
-      limits: {
-        downloadsMax: download.max_concurrent,
-        downloadsPerImageMax: download.max_concurrent_per_image,
-        downloadsPerHostMax: download.max_concurrent_per_host,
-        hosts: new Map(perHost),
-        unpacksMax: threads,
-        unpacksPerImageMax:
-          unpack.max_concurrent_per_image === "auto" ? threads : unpack.max_concurrent_per_image,
-        layer: {
-          entriesMax: unpack.max_entries,
-          bytesMax: unpack.max_layer_size,
-          ratioMax: unpack.max_ratio,
-        },
-      },
+      limits: limitsOf(config),
       events: {
         stage: (stage, seconds) => metrics.stageSeconds.observe({ stage }, seconds),
         unpacked: (bytes) => metrics.unpackedBytes.inc(bytes),
@@ -252,8 +256,9 @@ class NodeDaemon implements Daemon {
   }
 
   #siteChanged(state: SiteState): void {
-    const { log, metrics } = this.#options;
+    const { log, metrics, siteChanged } = this.#options;
     metrics.passThrough.reset();
+    siteChanged(state.kind === "open" ? undefined : state);
     if (state.kind === "open") {
       const { version, contentRoot, snapshotterRoot } = state.site.facts;
       log.info(
@@ -266,13 +271,21 @@ class NodeDaemon implements Daemon {
     }
     const { reason, detail } = state;
     metrics.passThrough.set({ reason }, 1);
-    if (reason !== "stopping") log.warn({ reason, detail }, "every pull goes through to containerd");
+    if (reason === "stopping") return;
+    const { address } = this.#options.config.containerd;
+    log.warn({ reason, detail, address }, "every pull goes through to containerd");
   }
 
   #swept(outcome: number | PullError): void {
     const { log } = this.#options;
     if (typeof outcome === "number") log.info({ instances: outcome }, "removed what dead instances left");
     else log.warn({ detail: outcome.message }, "removing what dead instances left failed");
+  }
+
+  #adopted(digest: string, failure: PullError | undefined): void {
+    const { log } = this.#options;
+    if (failure) log.warn({ digest, detail: failure.message }, "a blob of a dead instance could not be kept");
+    else log.info({ digest }, "a blob that a dead instance was to keep has been kept");
   }
 
   #count(change: number): void {
@@ -300,12 +313,11 @@ class NodeDaemon implements Daemon {
   }
 }
 
+/** How long containerd's answers are waited for when everything else has ended. */
+const clearUpMs = 5_000;
+
 /** Names the runtime handler of a pull up to containerd 2.1 (reference 2.10). */
 const runtimeHandlerAnnotation = "io.containerd.cri.runtime-handler";
-
-function threadsOf({ unpack }: Config): number {
-  return unpack.max_concurrent === "auto" ? availableCores() : unpack.max_concurrent;
-}
 
 function configurationProblem(problems: readonly Problem[]): Delegation {
   const detail = problems.map(({ path, message }) => (path ? `${path}: ${message}` : message)).join("; ");
@@ -313,10 +325,6 @@ function configurationProblem(problems: readonly Problem[]): Delegation {
 }
 
 function makeEngine(config: Config): LayerEngine | Delegation {
-  // A staging directory would keep its own label under a snapshot, which a confined container may not read.
-  if (existsSync("/sys/fs/selinux/enforce")) {
-    return { reason: "selinux", detail: "SELinux is on, and labelling of layers is not in this version yet" };
-  }
   try {
     return createEngine({
       engine: config.unpack.engine === "portable" ? "portable" : "native",

@@ -53,15 +53,20 @@ export class PullError extends Error {
     this.credentialsSent = options.credentialsSent ?? false;
   }
 
-  /** Total: whatever was thrown becomes a PullError; what already is one passes through. */
+  /** Total: whatever was thrown becomes a PullError; what already is one passes through, and a full disk is `exhausted`. */
   static from(thrown: unknown, code: ErrorCode = "internal"): PullError {
     if (thrown instanceof PullError) return thrown;
     if (thrown instanceof Error) {
       if (thrown.name === "AbortError") return new PullError("cancelled", "cancelled", { cause: thrown });
-      return new PullError(code, thrown.message, { cause: thrown });
+      return new PullError(isFull(thrown) ? "exhausted" : code, thrown.message, { cause: thrown });
     }
     return new PullError(code, String(thrown));
   }
+}
+
+/** Whether an error of node:fs says that there is no space, no inode, or no quota left. */
+function isFull(error: Error): boolean {
+  return "code" in error && (error.code === "ENOSPC" || error.code === "EDQUOT");
 }
 
 /** Throws `cancelled` (or the PullError that is the abort's reason) once the signal is aborted. */

@@ -1,19 +1,19 @@
 // The metrics endpoint: /metrics for Prometheus and /healthz for probes, over plain http, and nothing else.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { Registry } from "prom-client";
 import { PullError } from "./errors.ts";
-import type { Metrics } from "./metrics.ts";
 
 export interface Exposition {
   readonly port: number;
   close(): Promise<void>;
 }
 
-/** Throws `invalid` when the address cannot be listened on. */
-export async function expose(metrics: Metrics, host: string, port: number): Promise<Exposition> {
+/** `read` gives the text of /metrics. Throws `invalid` when the address cannot be listened on. */
+export async function expose(read: () => Promise<string>, host: string, port: number): Promise<Exposition> {
   const server = createServer({ maxHeaderSize: 16 * 1024, requestTimeout: 10_000 }, (request, response) => {
     // A default metric that cannot be collected (/proc hidden, descriptors used up) costs this answer, not the daemon.
-    answer(metrics, request, response).catch(() => response.writeHead(500).end());
+    answer(read, request, response).catch(() => response.writeHead(500).end());
   });
   server.maxConnections = 64;
   await listen(server, host, port);
@@ -29,13 +29,17 @@ export async function expose(metrics: Metrics, host: string, port: number): Prom
   };
 }
 
-async function answer(metrics: Metrics, request: IncomingMessage, response: ServerResponse): Promise<void> {
+async function answer(
+  read: () => Promise<string>,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
   const path = request.url?.split("?", 1)[0];
   if (request.method !== "GET" && request.method !== "HEAD") {
     response.writeHead(405, { allow: "GET, HEAD" }).end();
   } else if (path === "/metrics") {
-    const text = await metrics.registry.metrics();
-    response.writeHead(200, { "content-type": metrics.registry.contentType }).end(text);
+    const text = await read();
+    response.writeHead(200, { "content-type": Registry.PROMETHEUS_CONTENT_TYPE }).end(text);
   } else if (path === "/healthz") {
     response.writeHead(200, { "content-type": "text/plain" }).end("ok\n");
   } else {

@@ -23,6 +23,9 @@ const secrets = [
   "registryToken",
 ];
 
+/** Most characters of one field; what registries and callers say may be as long as they like. */
+const fieldLengthMax = 2_000;
+
 export function createLog(options: LogOptions, stream: DestinationStream = standardError()): Log {
   return pino(
     {
@@ -30,10 +33,18 @@ export function createLog(options: LogOptions, stream: DestinationStream = stand
       base: null,
       redact: { paths: secrets.flatMap((key) => [key, `*.${key}`]), censor: "[redacted]" },
       timestamp: () => `,"time":"${new Date().toISOString()}"`,
-      formatters: { level: (label) => ({ level: label }) },
+      formatters: { level: (label) => ({ level: label }), log: cut },
     },
     options.format === "json" ? stream : { write: (line) => stream.write(readable(line)) },
   );
+}
+
+function cut(fields: Record<string, unknown>): Record<string, unknown> {
+  const short = (value: unknown): unknown =>
+    typeof value === "string" && value.length > fieldLengthMax
+      ? `${value.slice(0, fieldLengthMax)}... (${value.length} characters)`
+      : value;
+  return Object.fromEntries(Object.entries(fields).map(([key, value]) => [key, short(value)]));
 }
 
 /**

@@ -2,21 +2,38 @@
 // The program: from arguments to a command, from signals to an interruption, from errors to an exit code.
 
 import { readFileSync } from "node:fs";
-import { type Command, type Context, UsageError } from "./cli/command.ts";
+import { type Command, type Context, type Pipe, UsageError } from "./cli/command.ts";
 import { config } from "./cli/config.ts";
+import { doctor } from "./cli/doctor.ts";
+import { install, uninstall, upgrade } from "./cli/install.ts";
+import { passthrough } from "./cli/passthrough.ts";
 import { pull } from "./cli/pull.ts";
+import { puller } from "./cli/puller.ts";
 import { serve } from "./cli/serve.ts";
+import { status } from "./cli/status.ts";
 import { PullError } from "./errors.ts";
+import { armFailpoint } from "./failpoint.ts";
 
-const commands: readonly Command[] = [serve, pull, config];
+const commands: readonly Command[] = [
+  serve,
+  pull,
+  config,
+  doctor,
+  status,
+  passthrough,
+  install,
+  upgrade,
+  uninstall,
+  puller,
+];
 
 const usage = `Hawser makes image pulls fast on a Kubernetes node that runs containerd.
 
 Usage: hawser COMMAND [OPTIONS]
 
 Commands:
-${commands.map(({ name, summary }) => `  ${name.padEnd(10)}${summary}`).join("\n")}
-  version   print the version
+${commands.flatMap(({ name, summary }) => (summary ? [`  ${name.padEnd(13)}${summary}`] : [])).join("\n")}
+  version      print the version
 
 Run "hawser COMMAND --help" for a command's options. Settings are read from /etc/hawser/hawser.toml, every one of
 them optional; "hawser config show" lists them.
@@ -61,6 +78,21 @@ function interruption(): AbortSignal {
   return abort.signal;
 }
 
+function pipe(): Pipe | undefined {
+  if (process.send === undefined) return undefined;
+  const closed = new AbortController();
+  process.on("disconnect", () => closed.abort());
+  return {
+    // An error says that the other end is gone, which `closed` says as well.
+    send: (message) => void process.send?.(message, undefined, undefined, () => {}),
+    listen: (listener) => void process.on("message", listener),
+    closed: closed.signal,
+    close: () => {
+      if (process.connected) process.disconnect();
+    },
+  };
+}
+
 /** A reader that has gone (`hawser config show | head`) is no fault; a standard error that is broken can tell nobody. */
 function surviveBrokenOutput(): void {
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
@@ -75,12 +107,18 @@ const { version } = JSON.parse(readFileSync(new URL("../package.json", import.me
 };
 const context: Context = {
   version,
+  environment: process.env,
+  isColoured: process.stdout.isTTY && !process.env["NO_COLOR"],
   stdout: (text) => process.stdout.write(text),
   stderr: (text) => process.stderr.write(text),
   interrupted: interruption(),
+  program: [process.execPath, ...process.execArgv, process.argv[1] ?? ""],
+  onSignal: (signal, listener) => void process.on(signal, listener),
+  pipe: pipe(),
 };
 
 surviveBrokenOutput();
+armFailpoint(process.env["HAWSER_FAILPOINT"]);
 try {
   process.exitCode = await main(process.argv.slice(2), context);
 } catch (error) {
@@ -90,4 +128,6 @@ try {
     isUsage || error instanceof PullError ? error.message : `unexpected fault: ${String(error)}`;
   context.stderr(`hawser: ${message}${hint}\n`);
   process.exitCode = isUsage ? 2 : 1;
+  // An open pipe would keep the process.
+  context.pipe?.close();
 }

@@ -1,16 +1,29 @@
 // Every metric of Hawser, in one list. Names and labels are an interface for dashboards: add, do not rename.
 
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import {
+  Counter,
+  collectDefaultMetrics,
+  Gauge,
+  Histogram,
+  type Metric,
+  type MetricObjectWithValues,
+  type MetricValue,
+  Registry,
+} from "prom-client";
 
 export type Metrics = ReturnType<typeof createMetrics>;
+
+/** A metric as prom-client writes it to JSON. */
+export type MetricValues = MetricObjectWithValues<MetricValue<string>>;
 
 const pullBuckets = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640];
 const stageBuckets = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180];
 
-export function createMetrics(version: string) {
+/** The process that counts has a label on what is the process's own. */
+export function createMetrics(version: string, process: "front" | "puller") {
   const registry = new Registry();
   const registers = [registry];
-  collectDefaultMetrics({ register: registry });
+  collectDefaultMetrics({ register: registry, labels: { process } });
   const metrics = {
     registry,
     pulls: new Counter({
@@ -49,6 +62,12 @@ export function createMetrics(version: string) {
       labelNames: ["what"] as const,
       registers,
     }),
+    spoolBytes: new Gauge({
+      name: "hawser_spool_bytes",
+      help: "Bytes reserved for blobs on their way (live) and left by broken-off pulls to be gone on with (parked)",
+      labelNames: ["state"] as const,
+      registers,
+    }),
     retries: new Counter({
       name: "hawser_retries_total",
       help: "Requests to registries that were tried again, by reason",
@@ -63,7 +82,7 @@ export function createMetrics(version: string) {
     }),
     breakerOpen: new Gauge({
       name: "hawser_breaker_open",
-      help: "1 while a registry host is not asked because it failed repeatedly",
+      help: "1 while a registry host is not asked because it failed repeatedly; no series otherwise",
       labelNames: ["host"] as const,
       registers,
     }),
@@ -86,7 +105,30 @@ export function createMetrics(version: string) {
       registers,
     }),
   };
-  metrics.build.set({ version, node: process.version }, 1);
+  if (process === "front") metrics.build.set({ version, node: globalThis.process.version }, 1);
   for (const what of ["pulls", "downloads", "unpacks"]) metrics.inFlight.set({ what }, 0);
   return metrics;
+}
+
+/** The text of several processes' metrics: what has the same name and labels is summed up. */
+export async function mergeMetrics(lists: readonly (readonly MetricValues[])[]): Promise<string> {
+  const merged = new Map<string, { metric: MetricValues; values: Map<string, MetricValue<string>> }>();
+  for (const metric of lists.flat()) {
+    const { name } = metric;
+    const known = merged.get(name) ?? { metric, values: new Map<string, MetricValue<string>>() };
+    merged.set(name, known);
+    for (const one of metric.values) {
+      const { metricName } = one as { readonly metricName?: string };
+      const labels = Object.entries(one.labels).map((pair) => pair.join("="));
+      const key = [metricName, ...labels.sort()].join("\n");
+      const value = (known.values.get(key)?.value ?? 0) + one.value;
+      known.values.set(key, { ...one, value });
+    }
+  }
+  const registry = new Registry();
+  for (const [name, { metric, values }] of merged) {
+    const all = { ...metric, values: [...values.values()] };
+    registry.registerMetric({ name, get: async () => all } as unknown as Metric);
+  }
+  return await registry.metrics();
 }

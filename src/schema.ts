@@ -8,8 +8,10 @@ import {
   Expected,
   flag,
   hosts,
+  identifier,
   isTable,
   type Kind,
+  listenSocket,
   or,
   type Problem,
   path,
@@ -17,7 +19,6 @@ import {
   problemsAt,
   size,
   socket,
-  text,
   unknownKey,
 } from "./settings.ts";
 
@@ -74,7 +75,7 @@ function hostProblems(host: string, given: unknown): Problem[] {
 export const schema = {
   cri: {
     listen: setting(
-      socket,
+      listenSocket,
       "/run/hawser/hawser.sock",
       "Socket that kubelet's imageServiceEndpoint points at.",
     ),
@@ -87,12 +88,12 @@ export const schema = {
   containerd: {
     address: setting(socket, "/run/containerd/containerd.sock", "Containerd's socket."),
     namespace: setting(
-      text,
+      identifier,
       "k8s.io",
       "Containerd's namespace for Kubernetes; change it only where containerd's CRI plugin was built with another.",
     ),
     snapshotter: setting(
-      or("auto", text),
+      or("auto", identifier),
       "auto",
       'Snapshotter that images are unpacked for; "auto" asks containerd. Anything but overlayfs is left to containerd.',
     ),
@@ -132,7 +133,7 @@ export const schema = {
     progress_timeout: setting(
       duration("1s", "1h"),
       "30s",
-      "A request that receives nothing for this long is given up and tried again.",
+      "A request that receives next to nothing (under 512 bytes a second) for this long is given up and tried again.",
     ),
     connect_timeout: setting(
       duration("100ms", "5m"),
@@ -176,12 +177,27 @@ export const schema = {
       2_000,
       "Layers that grow more than so many times when unpacked are left to containerd (gzip's own limit is 1032).",
     ),
+    durability: setting(
+      choice("containerd", "syncfs"),
+      "containerd",
+      '"containerd" does as containerd is configured (image_pull_with_sync_fs), which leaves the writing of unpacked files to the kernel by default; "syncfs" has them on disk before a layer is committed, so that a power cut cannot leave an image with empty files.',
+    ),
   },
   content: {
     keep_layers: setting(
       or("auto", flag),
       "auto",
       'Whether compressed layers stay in containerd\'s content store; "auto" does as containerd is configured (discard_unpacked_layers).',
+    ),
+    spool_max_size: setting(
+      size("1MiB", "1024TiB"),
+      "64GiB",
+      "Disk that blobs on their way may take, with what broken-off pulls left to be gone on with; layers larger than this are left to containerd.",
+    ),
+    spool_max_age: setting(
+      duration("1s", "720h"),
+      "1h",
+      "How long the bytes of a broken-off pull wait for the next attempt; they go at once when the disk is nearly full.",
     ),
   },
   fallback: {
@@ -204,6 +220,18 @@ export const schema = {
       duration("1s", "24h"),
       "30s",
       "After this long such a host is probed, and asked again once it answers.",
+    ),
+  },
+  admin: {
+    listen: setting(
+      or("off", listenSocket),
+      "/run/hawser/admin.sock",
+      'Socket, root\'s alone, that "hawser passthrough" and "hawser status" speak to, or "off".',
+    ),
+    state_dir: setting(
+      path,
+      "/var/lib/hawser",
+      'Directory of what outlasts a restart: the switch of "hawser passthrough on --persist".',
     ),
   },
   metrics: {

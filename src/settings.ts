@@ -32,7 +32,8 @@ export function problemsAt(path: string, error: Expected, value: unknown): Probl
 /** What to say of a key that is not known: the nearest one that is. */
 export function unknownKey(name: string, known: readonly string[]): string {
   const near = known.map((one) => ({ one, far: distance(name, one) })).sort((a, b) => a.far - b.far)[0];
-  return near && near.far <= 3 ? `is not known; did you mean ${near.one}?` : "is not known";
+  const isNear = near !== undefined && near.far <= Math.min(3, name.length / 2);
+  return isNear ? `is not known; did you mean ${near.one}?` : "is not known";
 }
 
 /** A value on one line, as it would be written in the file; near enough for a message. */
@@ -52,7 +53,7 @@ const durationUnits: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_
 /** An absolute path. */
 export const path: Kind<string> = {
   parse: (value) => {
-    if (typeof value === "string" && value.startsWith("/") && !value.includes("\0")) return value;
+    if (typeof value === "string" && value.startsWith("/") && !/\p{Cc}/u.test(value)) return value;
     throw new Expected('an absolute path, such as "/run/hawser/hawser.sock"');
   },
 };
@@ -61,15 +62,27 @@ export const path: Kind<string> = {
 export const socket: Kind<string> = {
   parse: (value) => {
     const absolute = path.parse(value);
+    if (absolute.endsWith("/")) throw new Expected("the path of a file, without a slash at its end");
     if (Buffer.byteLength(absolute) <= 107) return absolute;
     throw new Expected("a path of at most 107 bytes, which is all that a socket may have");
   },
 };
 
-export const text: Kind<string> = {
+/** A socket that is listened on; beside it lie others, whose names may be a little longer. */
+export const listenSocket: Kind<string> = {
   parse: (value) => {
-    if (typeof value === "string" && value !== "") return value;
-    throw new Expected("a string that is not empty");
+    const absolute = socket.parse(value);
+    if (Buffer.byteLength(absolute) <= 90) return absolute;
+    throw new Expected("a path of at most 90 bytes");
+  },
+};
+
+/** What containerd takes for a namespace or a plugin's name. */
+export const identifier: Kind<string> = {
+  parse: (value) => {
+    const isName = typeof value === "string" && /^[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*$/.test(value);
+    if (isName && value.length <= 76) return value;
+    throw new Expected('a name as containerd has them, such as "k8s.io" or "overlayfs"');
   },
 };
 
@@ -85,6 +98,8 @@ export const hosts: Kind<readonly string[]> = {
   parse: (value) => {
     const isHost = (one: unknown): boolean =>
       typeof one === "string" && /^(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d{1,5})?$/.test(one);
+    if (Array.isArray(value) && value.includes("index.docker.io"))
+      throw new Expected('"docker.io" for Docker Hub');
     if (Array.isArray(value) && value.every(isHost)) return value as string[];
     throw new Expected('a list of registry hosts, such as ["docker.io", "registry.example.com:5000"]');
   },
@@ -97,7 +112,9 @@ export function isTable(value: unknown): value is Record<string, unknown> {
 export const paths: Kind<readonly string[]> = {
   parse: (value) => {
     const list = Array.isArray(value) ? value : [value];
-    if (list.every((one) => typeof one === "string" && one.startsWith("/"))) return list as string[];
+    // containerd divides at colons; here a list is a list.
+    const isPath = (one: unknown): boolean => typeof one === "string" && /^\/[^:\p{Cc}]*$/u.test(one);
+    if (list.every(isPath)) return list as string[];
     throw new Expected('absolute paths, such as ["/etc/containerd/certs.d"]');
   },
 };

@@ -21,36 +21,65 @@ export interface SpoolView {
   readonly shared: SharedArrayBuffer;
 }
 
-interface Range {
+/** The bytes from `start` up to, not including, `end`. */
+export interface Range {
   start: number;
   end: number;
 }
 
+export interface SpoolOptions {
+  /** What the file holds already, when it was left by a former process; absent: the file is made, and must not exist. */
+  readonly written?: readonly Range[];
+  /** Told of each range once it is in the file. */
+  readonly wrote?: (range: Range) => void;
+}
+
 export class Spool implements AsyncDisposable {
   readonly view: SpoolView;
+  readonly #wrote: (range: Range) => void;
   readonly #file: FileHandle;
   readonly #cells: BigInt64Array<SharedArrayBuffer>;
   /** What has been written, as disjoint ranges in ascending order; never two that touch. */
   readonly #written: Range[] = [];
   #closed = false;
 
-  private constructor(view: SpoolView, file: FileHandle) {
+  private constructor(view: SpoolView, file: FileHandle, { written = [], wrote = () => {} }: SpoolOptions) {
     this.view = view;
     this.#file = file;
     this.#cells = new BigInt64Array(view.shared);
+    this.#wrote = wrote;
+    for (const range of written) this.#present(range);
   }
 
-  /** Creates the file (mode 0600; it must not exist). */
-  static async create(path: string, sizeBytes: number): Promise<Spool> {
-    const flags = constants.O_CREAT | constants.O_EXCL | constants.O_RDWR;
-    const file = await open(path, flags, 0o600);
+  /** Opens the file, or makes it (mode 0600). */
+  static async open(path: string, sizeBytes: number, options: SpoolOptions = {}): Promise<Spool> {
+    const flags = options.written
+      ? constants.O_RDWR
+      : constants.O_CREAT | constants.O_EXCL | constants.O_RDWR;
+    const file = await open(path, flags | constants.O_NOFOLLOW, 0o600);
     const shared = new SharedArrayBuffer(3 * BigInt64Array.BYTES_PER_ELEMENT);
-    return new Spool({ path, sizeBytes, shared }, file);
+    return new Spool({ path, sizeBytes, shared }, file, options);
   }
 
   /** Leading bytes that are present. */
   get watermark(): number {
     return Number(Atomics.load(this.#cells, slots.watermark));
+  }
+
+  /** What is in the file, as disjoint ranges in ascending order. */
+  get written(): readonly Range[] {
+    return this.#written.map((range) => ({ ...range }));
+  }
+
+  /** What is not. */
+  missing(): Range[] {
+    const edges = [0, ...this.#written.flatMap(({ start, end }) => [start, end]), this.view.sizeBytes];
+    const gaps: Range[] = [];
+    for (let index = 0; index < edges.length; index += 2) {
+      const [start = 0, end = 0] = edges.slice(index, index + 2);
+      if (start < end) gaps.push({ start, end });
+    }
+    return gaps;
   }
 
   /**
@@ -71,7 +100,10 @@ export class Spool implements AsyncDisposable {
       done += bytesWritten;
       rest = skip(rest, bytesWritten);
     }
-    this.#present({ start: offset, end: offset + length });
+    if (length === 0) return;
+    const range = { start: offset, end: offset + length };
+    this.#present(range);
+    this.#wrote(range);
   }
 
   /** Says that every byte is there. Throws `internal` when one is missing. */
@@ -92,12 +124,17 @@ export class Spool implements AsyncDisposable {
     await this.#file.datasync();
   }
 
-  /** Fails a spool that is still filling, closes the file and removes it if it is still where it was made. */
-  async [Symbol.asyncDispose](): Promise<void> {
+  /** Fails a spool that is still filling, and closes the file, which stays. */
+  async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
     this.fail();
     await this.#file.close();
+  }
+
+  /** Closes the file and removes it if it is still where it was made. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
     await rm(this.view.path, { force: true });
   }
 
@@ -146,6 +183,17 @@ export function isReady(view: SpoolView, position: number): boolean {
   const watermark = Number(Atomics.load(cells, slots.watermark));
   const isFilling = Atomics.load(cells, slots.state) === states.filling;
   return watermark > position || watermark === view.sizeBytes || !isFilling;
+}
+
+/** The same bytes as disjoint ranges in ascending order, no two of which touch. */
+export function mergeRanges(ranges: readonly Range[]): Range[] {
+  const merged: Range[] = [];
+  for (const { start, end } of ranges.toSorted((a, b) => a.start - b.start)) {
+    const last = merged.at(-1);
+    if (last && start <= last.end) last.end = Math.max(last.end, end);
+    else merged.push({ start, end });
+  }
+  return merged;
 }
 
 function skip(pieces: readonly Uint8Array[], bytes: number): Uint8Array[] {

@@ -52,6 +52,18 @@ test("version 1: a quota of -1 is none", () => {
   expect(availableCores(root)).toBe(1);
 });
 
+test("another process: its own group and its own affinity", () => {
+  put("proc/self/cgroup", "0::/shell\n");
+  put("sys/fs/cgroup/shell/cpu.max", "100000 100000\n");
+  put("proc/42/cgroup", "0::/daemon\n");
+  put("proc/42/status", "Name:\tnode\nCpus_allowed_list:\t0-1,4,6-7\n");
+  expect(availableCores(root)).toBe(1);
+  expect(availableCores(root, 42)).toBe(5);
+  put("sys/fs/cgroup/daemon/cpu.max", "250000 100000\n");
+  expect(availableCores(root, 42)).toBe(3);
+  expect(availableCores(root, 43)).toBe(unlimited);
+});
+
 test("a part of a core counts as one, and what is read is never trusted", () => {
   put("proc/self/cgroup", "0::/x\nnonsense\n");
   put("sys/fs/cgroup/x/cpu.max", "101000 100000\n");

@@ -1,7 +1,8 @@
-// Ends a run with "N passed, N failed" on a line of its own. A file that could not be loaded, a hook that failed for a
+// Ends a run with the time that it took, kind by kind, and with "N passed, N failed" on a line of its own. A file that could not be loaded, a hook that failed for a
 // file or a suite, and an error outside of any test each count as a failure; so does a run without a single test.
 
 import type { Reporter, SerializedError, TestModule } from "vitest/node";
+import { spent } from "./budgets.ts";
 
 export default class ClosingLine implements Reporter {
   onTestRunEnd(modules: readonly TestModule[], errors: readonly SerializedError[]): void {
@@ -15,7 +16,11 @@ export default class ClosingLine implements Reporter {
     const skipped = count("skipped") + count("pending");
     if (failed > 0) process.exitCode = 1;
     const line = `${count("passed")} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ""}`;
-    // Vitest prints its own summary when this returns; this line is to be the last.
-    process.on("exit", () => process.stdout.write(`${line}\n`));
+    const files = modules.map((module) => ({
+      path: module.moduleId,
+      seconds: module.diagnostic().duration / 1000,
+    }));
+    // Vitest prints its own summary when this returns; the closing line is to be the last.
+    process.on("exit", () => process.stdout.write([...spent(files), line, ""].join("\n")));
   }
 }

@@ -1,4 +1,5 @@
-// Makes a fresh Debian machine ready to build, test and measure: Debian packages, node modules, addon, program.
+// Makes a fresh Debian machine ready to build, test and measure: Debian packages, node modules, addon, program. Packages
+// that one command needs, and no other, are its arguments.
 //
 // Plain Node without dependencies, since it runs before there are any. Each step is skipped when there is nothing to
 // do, so that a second run costs a second or two.
@@ -28,6 +29,9 @@ const packages = [
   "openssl",
   "dpkg-dev",
   "zstd",
+  // To lay down a Debian of its own, to run bundles on.
+  "debootstrap",
+  ...process.argv.slice(2),
 ];
 
 try {

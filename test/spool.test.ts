@@ -21,7 +21,7 @@ afterEach(async () => {
 
 async function makeSpool(sizeBytes: number): Promise<Spool> {
   count += 1;
-  return await Spool.create(join(folder, String(count)), sizeBytes);
+  return await Spool.open(join(folder, String(count)), sizeBytes);
 }
 
 test("pieces written in any order end up in place, and the watermark is the length of the present prefix", async () => {
@@ -75,7 +75,7 @@ test("bytes past the blob's size are refused", async () => {
 test("the file is private, must be new, and is gone after disposal", async () => {
   const spool = await makeSpool(1);
   expect((await stat(spool.view.path)).mode & 0o777).toBe(0o600);
-  await expect(Spool.create(spool.view.path, 1)).rejects.toThrow(/EEXIST/);
+  await expect(Spool.open(spool.view.path, 1)).rejects.toThrow(/EEXIST/);
   await spool[Symbol.asyncDispose]();
   await expect(stat(spool.view.path)).rejects.toThrow(/ENOENT/);
 });

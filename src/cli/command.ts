@@ -4,8 +4,8 @@ import { type ParseArgsConfig, parseArgs } from "node:util";
 
 export interface Command {
   readonly name: string;
-  /** One line for the list of commands. */
-  readonly summary: string;
+  /** One line for the list of commands; none for what only Hawser itself starts. */
+  readonly summary: string | undefined;
   readonly help: string;
   readonly run: (args: readonly string[], context: Context) => Promise<number>;
 }
@@ -13,10 +13,29 @@ export interface Command {
 /** What commands share; main.ts owns signals and hands them down. */
 export interface Context {
   readonly version: string;
+  readonly environment: Readonly<Record<string, string | undefined>>;
+  /** Standard output is a terminal that takes colours. */
+  readonly isColoured: boolean;
   readonly stdout: (text: string) => void;
   readonly stderr: (text: string) => void;
   /** Aborted by the first SIGINT or SIGTERM; a second one ends the process at once. */
   readonly interrupted: AbortSignal;
+  /** Command line of this program, without a command's name. */
+  readonly program: readonly string[];
+  /** Calls back on each signal of this name, instead of ending the process. */
+  readonly onSignal: (signal: "SIGHUP" | "SIGUSR2", listener: () => void) => void;
+  /** The pipe to the process that started this one, where there is one. */
+  readonly pipe: Pipe | undefined;
+}
+
+/** Messages to and from the process that started this one. */
+export interface Pipe {
+  readonly send: (message: unknown) => void;
+  readonly listen: (listener: (message: unknown) => void) => void;
+  /** Aborted when it is gone. */
+  readonly closed: AbortSignal;
+  /** Has this process end once it has nothing left to do. */
+  readonly close: () => void;
 }
 
 /** A mistake in how a command was called: one line, and exit code 2. */

@@ -1,19 +1,13 @@
 // hawser pull: asks a CRI socket for an image, as kubelet would.
 
-import { addAbortSignal } from "node:stream";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
-import { Client, credentials, type ServiceError } from "@grpc/grpc-js";
+import { type ServiceError, status } from "@grpc/grpc-js";
+import { clientOf } from "../grpc.ts";
 import { PullImageRequestSchema, PullImageResponseSchema } from "../proto/gen/cri_pb.js";
 import { type Command, parseOptions, UsageError } from "./command.ts";
+import { type Login, readLogin } from "./login.ts";
 
 const defaultSocket = "/run/hawser/hawser.sock";
-/** Some registries' passwords are tokens of several kilobytes. */
-const loginLengthMax = 64 * 1024;
-
-interface Login {
-  readonly username: string;
-  readonly password: string;
-}
 
 export const pull: Command = {
   name: "pull",
@@ -32,6 +26,8 @@ Options:
     const [reference] = positionals;
     if (reference === undefined) throw new UsageError("expected an image reference, such as busybox:1.36");
     const socket = (values.cri ?? defaultSocket).replace(/^unix:(\/\/)?/, "");
+    if (socket === "" || socket.includes("://"))
+      throw new UsageError(`expected the path of a socket behind --cri, such as ${defaultSocket}`);
     try {
       const login = values["creds-stdin"] ? await readLogin(context.interrupted) : undefined;
       const began = performance.now();
@@ -42,24 +38,25 @@ Options:
       return 0;
     } catch (error) {
       if (error instanceof UsageError) throw error;
-      const { details, message } = error as ServiceError;
-      const why = context.interrupted.aborted ? "interrupted" : (details || message).replaceAll(/\s+/g, " ");
-      context.stderr(`hawser: cannot pull ${reference} through ${socket}: ${why}\n`);
+      const why = context.interrupted.aborted ? "interrupted" : explain(error as ServiceError);
+      context.stderr(plain(`hawser: cannot pull ${reference} through ${socket}: ${why}`));
       return 1;
     }
   },
 };
 
-/** Not from the arguments, which every user of the machine can see. */
-async function readLogin(signal: AbortSignal): Promise<Login> {
-  let input = "";
-  for await (const piece of addAbortSignal(signal, process.stdin.setEncoding("utf8"))) {
-    input += String(piece);
-    if (input.length > loginLengthMax) throw new UsageError("too much on standard input for credentials");
-  }
-  const [username, password] = input.replace(/\r?\n$/, "").split(/:(.*)/s, 2);
-  if (!username || password === undefined) throw new UsageError('expected "user:password" on standard input');
-  return { username, password };
+function explain({ code, details, message }: ServiceError): string {
+  const absent = /^No connection established\. Last error: (?:Error: )?(.*?)\. Resolution note: *$/s.exec(
+    details,
+  );
+  if (code === status.UNAVAILABLE && absent)
+    return `nobody answers there (${absent[1]}); is "hawser serve" running, and is this its socket (--cri)?`;
+  return details || message;
+}
+
+/** One line; what a registry says may not speak to the terminal. */
+function plain(text: string): string {
+  return `${text.replaceAll(/[\s\p{Cc}]+/gu, " ").trim()}\n`;
 }
 
 async function ask(
@@ -69,9 +66,7 @@ async function ask(
   signal: AbortSignal,
 ): Promise<string> {
   signal.throwIfAborted();
-  const client = new Client(`unix:${socket}`, credentials.createInsecure(), {
-    "grpc.default_authority": "localhost",
-  });
+  const client = clientOf(socket);
   const request = create(PullImageRequestSchema, {
     image: { image: reference },
     ...(login && { auth: login }),

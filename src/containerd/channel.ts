@@ -13,16 +13,16 @@ import {
 } from "@bufbuild/protobuf";
 import {
   type CallOptions,
-  Client,
+  type Client,
   type ClientDuplexStream,
   type ClientReadableStream,
   connectivityState,
-  credentials,
   Metadata,
   type ServiceError,
   status,
 } from "@grpc/grpc-js";
 import { type ErrorCode, PullError, throwIfAborted } from "../errors.ts";
+import { clientOf } from "../grpc.ts";
 
 export interface ChannelOptions {
   /** Path of containerd's socket. */
@@ -46,17 +46,18 @@ const identity = (bytes: Buffer): Buffer => bytes;
 export class Channel {
   readonly #client: Client;
   readonly #namespace: string;
+  /** Our own calls that are under way. */
+  readonly #calls = new Set<{ cancel(): void }>();
+  #isClosed = false;
 
   constructor(options: ChannelOptions) {
     this.#namespace = options.namespace;
-    this.#client = new Client(`unix:${options.address}`, credentials.createInsecure(), {
+    this.#client = clientOf(options.address, {
       // A forwarded answer may be as large as its reader allows; the limit is the caller's, not ours.
       "grpc.max_receive_message_length": -1,
       "grpc.max_send_message_length": -1,
       "grpc.initial_reconnect_backoff_ms": 100,
       "grpc.max_reconnect_backoff_ms": 1_000,
-      // Kubelet's authority; a Go server refuses the socket's path as one.
-      "grpc.default_authority": "localhost",
     });
   }
 
@@ -67,6 +68,7 @@ export class Channel {
     options: { readonly lease?: string; readonly namespace?: string; readonly signal?: AbortSignal } = {},
   ): Promise<MessageShape<Response>> {
     if (options.signal) throwIfAborted(options.signal);
+    this.#throwIfClosed();
     return await new Promise((resolve, reject) => {
       const call = this.#client.makeUnaryRequest(
         method.path,
@@ -77,11 +79,13 @@ export class Channel {
         { deadline: Date.now() + callDeadlineMs },
         (error: ServiceError | null, response?: MessageShape<Response>) => {
           options.signal?.removeEventListener("abort", cancel);
+          this.#calls.delete(call);
           if (error) reject(fromStatus(error, method.path));
           else if (response === undefined) reject(new PullError("internal", `${method.path} gave no answer`));
           else resolve(response);
         },
       );
+      this.#calls.add(call);
       const cancel = (): void => call.cancel();
       options.signal?.addEventListener("abort", cancel, { once: true });
     });
@@ -92,7 +96,8 @@ export class Channel {
     method: Method<Request, Response>,
     options: { readonly lease?: string; readonly limitMs: number },
   ): ClientDuplexStream<MessageInitShape<Request>, MessageShape<Response>> {
-    return this.#client.makeBidiStreamRequest(
+    this.#throwIfClosed();
+    const call = this.#client.makeBidiStreamRequest(
       method.path,
       (message: MessageInitShape<Request>) =>
         Buffer.from(toBinary(method.request, create(method.request, message))),
@@ -100,6 +105,9 @@ export class Channel {
       this.#metadata(options),
       { deadline: Date.now() + options.limitMs },
     );
+    this.#calls.add(call);
+    call.once("status", () => this.#calls.delete(call));
+    return call;
   }
 
   /**
@@ -136,8 +144,15 @@ export class Channel {
     };
   }
 
+  /** Cancels our own calls, and whatever is still asked for: a containerd that hangs holds nobody up. */
   close(): void {
+    this.#isClosed = true;
+    for (const call of this.#calls) call.cancel();
     this.#client.close();
+  }
+
+  #throwIfClosed(): void {
+    if (this.#isClosed) throw new PullError("cancelled", "the connection to containerd is closed");
   }
 
   #metadata(options: { readonly lease?: string; readonly namespace?: string }): Metadata {
@@ -148,11 +163,14 @@ export class Channel {
   }
 }
 
+/** How Go words ENOSPC and EDQUOT; containerd passes them on with a status that says nothing. */
+const fullDisk = /no space left on device|disk quota exceeded/;
+
 /** Total: every status that containerd gives, in our words. The message is containerd's own. */
 export function fromStatus(error: ServiceError, path: string): PullError {
   const method = path.slice(path.lastIndexOf("/") + 1);
   const message = `containerd's ${method}: ${error.details}`;
-  return new PullError(codeOf(error.code), message, {
+  return new PullError(fullDisk.test(error.details) ? "exhausted" : codeOf(error.code), message, {
     cause: error,
     temporary: error.code === status.UNAVAILABLE,
   });

@@ -2,12 +2,13 @@
 
 import type { CallOptions, ClientReadableStream, Metadata } from "@grpc/grpc-js";
 import { PullError } from "../errors.ts";
+import type { Selinux } from "../selinux.ts";
 import { Channel } from "./channel.ts";
-import type { Containerd, ContainerdFacts, Labels, Lease } from "./containerd.ts";
-import { createLease, sweepLeases } from "./lease.ts";
+import type { Containerd, ContainerdFacts, Inspection, Labels, Lease } from "./containerd.ts";
+import { createLease, type Held, sweepLeases } from "./lease.ts";
 import { images } from "./methods.ts";
-import { selfTest } from "./selftest.ts";
-import { readFacts } from "./settings.ts";
+import { selfTest, sweepSelfTests } from "./selftest.ts";
+import { inspect, readFacts } from "./settings.ts";
 
 export interface ContainerdOptions {
   /** Path of containerd's socket. */
@@ -24,9 +25,23 @@ export function createContainerd(options: ContainerdOptions): Containerd {
   return new ContainerdClient(options);
 }
 
+/** Asks once and reads only; throws `unavailable` while containerd is down. */
+export async function inspectContainerd(
+  options: ContainerdOptions,
+  signal: AbortSignal,
+): Promise<Inspection> {
+  const channel = new Channel(options);
+  try {
+    return await inspect(channel, options, signal);
+  } finally {
+    channel.close();
+  }
+}
+
 class ContainerdClient implements Containerd {
   readonly #channel: Channel;
   readonly #options: ContainerdOptions;
+  readonly #held: Held = new Set();
   #facts: ContainerdFacts | undefined;
 
   constructor(options: ContainerdOptions) {
@@ -42,7 +57,7 @@ class ContainerdClient implements Containerd {
   async lease(labels: Labels): Promise<Lease> {
     if (this.#facts === undefined)
       throw new PullError("internal", "a lease was asked for before the facts were read");
-    return await createLease(this.#channel, this.#facts.contentRoot, labels);
+    return await createLease(this.#channel, this.#facts.contentRoot, labels, this.#held);
   }
 
   async hasImage(name: string): Promise<boolean> {
@@ -55,12 +70,15 @@ class ContainerdClient implements Containerd {
     }
   }
 
-  async sweepLeases(label: string, isDead: (value: string) => Promise<boolean>): Promise<number> {
-    return await sweepLeases(this.#channel, label, isDead);
+  async sweep(label: string, self: string, isDead: (instance: string) => Promise<boolean>): Promise<number> {
+    const isOver = async (instance: string): Promise<boolean> =>
+      instance === self || (await isDead(instance));
+    await sweepSelfTests(this.#channel, this.#held, isOver);
+    return await sweepLeases(this.#channel, label, this.#held, isOver);
   }
 
-  async selfTest(staging: string, signal: AbortSignal): Promise<void> {
-    await selfTest(this.#channel, staging, signal);
+  async selfTest(staging: string, selinux: Selinux, signal: AbortSignal): Promise<void> {
+    await selfTest(this.#channel, staging, selinux, this.#held, signal);
   }
 
   forward(

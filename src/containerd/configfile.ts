@@ -50,6 +50,9 @@ async function readTable(file: string): Promise<Table> {
   }
 }
 
+/** What version 3 took out of the table of the runtime. */
+const movedKeys = new Set(["snapshotter", "discard_unpacked_layers", "disable_snapshot_annotations"]);
+
 /** The tables of one file. Before version 3 one plugin held all of CRI, and a file without a version is of version 1. */
 function newest(content: Table): Table {
   const plugins = table(content["plugins"]);
@@ -57,11 +60,9 @@ function newest(content: Table): Table {
   const version = Number(content["version"] ?? 1);
   if (version >= 3) return { images: table(plugins["io.containerd.cri.v1.images"]), verifier };
   const cri = table(plugins[version === 2 ? "io.containerd.grpc.v1.cri" : "cri"]);
-  const moved = Object.entries(table(cri["containerd"])).filter(
-    ([key]) => key === "snapshotter" || key === "discard_unpacked_layers",
-  );
-  const { registry } = cri;
-  return { images: { ...Object.fromEntries(moved), ...(registry !== undefined && { registry }) }, verifier };
+  const moved = Object.entries(table(cri["containerd"])).filter(([key]) => movedKeys.has(key));
+  const kept = Object.entries(cri).filter(([key]) => key === "registry" || key === "image_pull_with_sync_fs");
+  return { images: Object.fromEntries([...moved, ...kept]), verifier };
 }
 
 /** Files that match a path whose last component may hold `*`. */

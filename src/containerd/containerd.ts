@@ -6,14 +6,18 @@
 // interprets an image and never deletes what is not ours.
 
 import type { CallOptions, ClientReadableStream, Metadata } from "@grpc/grpc-js";
+import type { PullError } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
+import type { Selinux } from "../selinux.ts";
 
 export type Labels = Readonly<Record<string, string>>;
 
 /** What Prepare answers for overlayfs: where to write, and which directories lie below, nearest first. */
 export interface PreparedSnapshot {
   readonly key: string;
+  /** As it was prepared with; Commit wants them again. */
+  readonly labels: Labels;
   readonly upperdir: string;
   readonly lowerdirs: readonly string[];
 }
@@ -27,15 +31,18 @@ export interface Lease extends AsyncDisposable {
   /** Writes a small blob; success when it is there already (its labels are then added). */
   putContent(descriptor: Descriptor, bytes: Uint8Array, labels: Labels): Promise<void>;
   /**
-   * Moves a verified, complete file into the content store without streaming it (reference 3.2, adoption); streams it
-   * when containerd does not take it that way. The file is gone afterwards, whatever the outcome.
+   * Puts a verified, complete file into the content store without streaming it (reference 3.2, adoption); streams it
+   * when containerd does not take it that way. The file stays, and may be a blob's other name: the caller removes it.
    */
   adoptContent(descriptor: Descriptor, file: string, labels: Labels): Promise<void>;
 
   /** True when the committed snapshot exists; it and its parents are then held by this lease too. */
   holdSnapshot(chainID: Digest): Promise<boolean>;
-  /** Prepares an active snapshot to be committed as chainID. Throws `exists` when that is committed (and holds it). */
-  prepareSnapshot(chainID: Digest, parent: Digest | undefined): Promise<PreparedSnapshot>;
+  /**
+   * Prepares an active snapshot to be committed as chainID, with labels of its own besides the usual one. Throws
+   * `exists` when that is committed (and holds it).
+   */
+  prepareSnapshot(chainID: Digest, parent: Digest | undefined, labels: Labels): Promise<PreparedSnapshot>;
   /** Commits it; `exists` counts as success and the active snapshot is then removed. */
   commitSnapshot(snapshot: PreparedSnapshot, chainID: Digest): Promise<void>;
   /** Removes an active snapshot; success when it is gone already. */
@@ -55,8 +62,45 @@ export interface ContainerdFacts {
   readonly registryConfigPath: readonly string[];
   /** Layer blobs are dropped after unpacking (`discard_unpacked_layers`). */
   readonly discardUnpackedLayers: boolean;
+  /** Layers are on disk before their images are (`image_pull_with_sync_fs`). */
+  readonly syncsLayers: boolean;
   /** Why no pull on this containerd may be accelerated, or undefined: deprecated registry settings, user namespace, … */
   readonly unfit: string | undefined;
+}
+
+/** The image half of the CRI plugin's settings; on every version only what a pull needs. */
+export interface CriSettings {
+  readonly snapshotter: string;
+  /** Directories of `config_path`, in order; empty when it is not set. */
+  readonly configPath: readonly string[];
+  readonly discardUnpackedLayers: boolean;
+  /** Layers are synced to disk (`image_pull_with_sync_fs`). */
+  readonly syncsLayers: boolean;
+  /** Each snapshot is labelled with the image that it was pulled for, as remote snapshotters want it. */
+  readonly labelsSnapshots: boolean;
+  /** Names of deprecated registry settings that are in use. */
+  readonly deprecated: readonly string[];
+  /** Where image verifiers are, on a containerd that has the plugin. */
+  readonly verifierFolder: string;
+}
+
+export interface Plugin {
+  readonly type: string;
+  readonly id: string;
+  /** Where it keeps its files, if it says so. */
+  readonly root: string | undefined;
+  /** Why it did not start. */
+  readonly error: string | undefined;
+}
+
+/** What facts are made of, not judged yet. */
+export interface Inspection {
+  readonly version: string;
+  readonly plugins: readonly Plugin[];
+  /** Or why they cannot be read. */
+  readonly cri: CriSettings | PullError;
+  /** Programs that containerd has judge its own pulls. */
+  readonly verifiers: readonly string[];
 }
 
 export interface Containerd {
@@ -66,10 +110,17 @@ export interface Containerd {
   lease(labels: Labels): Promise<Lease>;
   /** True when an image record of this name exists. */
   hasImage(name: string): Promise<boolean>;
-  /** Deletes leases that carry this label, with the active snapshots they hold (not committed ones). */
-  sweepLeases(label: string, isDead: (value: string) => Promise<boolean>): Promise<number>;
-  /** Proves in a namespace of our own that a staging directory can become a snapshot; throws the step that failed. */
-  selfTest(staging: string, signal: AbortSignal): Promise<void>;
+  /**
+   * Removes what dead instances left here: leases that carry this label with an instance's id, the active snapshots that
+   * they hold, what they alone protected, and self-tests. Of `self` that goes which nobody here holds, since its making
+   * or deletion was broken off. Returns how many leases there were.
+   */
+  sweep(label: string, self: string, isDead: (instance: string) => Promise<boolean>): Promise<number>;
+  /**
+   * Proves in a namespace of our own that a staging directory can become a snapshot; throws the step that failed. The
+   * directory is named by its instance.
+   */
+  selfTest(staging: string, selinux: Selinux, signal: AbortSignal): Promise<void>;
   /**
    * Makes a foreign call with the bytes as they are: one request, any number of answers. Metadata, deadline, status and
    * cancellation are the caller's business; nothing is interpreted.
@@ -82,5 +133,6 @@ export interface Containerd {
   ): ClientReadableStream<Buffer>;
   /** Calls back once it is known whether containerd can be reached, and on each change. */
   watch(listener: (connected: boolean) => void): Disposable;
+  /** Cancels what is under way, and whatever is asked for from now on. */
   close(): void;
 }

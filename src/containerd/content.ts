@@ -4,11 +4,12 @@
 // containerd's pulls nor two of ours that need the same blob ever wait for each other. No Write leaves an ingest behind.
 
 import { randomUUID } from "node:crypto";
-import { chmod, type FileHandle, mkdir, open, rename } from "node:fs/promises";
+import { chmod, type FileHandle, link, mkdir, open, rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import type { ClientDuplexStream, ServiceError } from "@grpc/grpc-js";
 import { PullError } from "../errors.ts";
+import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { hexOf } from "../oci/digest.ts";
 import { type Channel, fromStatus } from "./channel.ts";
@@ -25,6 +26,9 @@ const pieceBytes = 1024 * 1024;
 
 /** A Write may take a minute, and longer for a blob whose bytes a slow disk has to take and sync. */
 const writeLimit = { baseMs: 60_000, bytesPerMs: 10_000 } as const;
+
+/** A blob that somebody else wrote may be collected before it is held; writing it is then tried again, so often. */
+const attemptsMax = 3;
 
 /** True when the blob is in our namespace; the lease then holds it. */
 export async function holdContent(channel: Channel, lease: string, descriptor: Descriptor): Promise<boolean> {
@@ -56,9 +60,10 @@ export async function putContent(
 }
 
 /**
- * Makes a verified, durable file a blob of the content store. The file moves to where containerd keeps blobs; a Write
- * that expects this digest then finds it there and takes it over without reading it (content sharing, the default
- * policy). Where containerd does not, or the file cannot move there, the bytes are streamed.
+ * Makes a verified, durable file a blob of the content store. The file is linked to where containerd keeps blobs; a
+ * Write that expects this digest then finds it there and takes it over without reading it (content sharing, the default
+ * policy). Where containerd does not, or the file cannot be linked there, the bytes are streamed. The caller removes
+ * the file's former name.
  */
 export async function adoptContent(
   channel: Channel,
@@ -72,18 +77,27 @@ export async function adoptContent(
   await using handle = await open(file);
   const blob = join(contentRoot, "blobs", "sha256", hexOf(descriptor.digest));
   if (!(await holdContent(channel, lease, descriptor))) await place(file, blob);
+  failpoint("adoption-placed");
   await write(channel, lease, descriptor, labels, (writer) => stream(writer, handle));
 }
 
 /**
- * Moves the file to its blob's path. Whatever lies there is replaced: containerd takes a file of the right size on
- * trust, and only ours is known to have the right bytes. Failure (another file system) is no error: see adoptContent.
+ * Gives the file its blob's path as a second name. Whatever lies there is replaced: containerd takes a file of the right
+ * size on trust, and only ours is known to have the right bytes. Until containerd has taken it over it may remove that
+ * name as an unknown file's, so the first name stays. Failure (another file system) is no error: see adoptContent.
  */
 async function place(file: string, blob: string): Promise<void> {
   try {
     await mkdir(dirname(blob), { recursive: true });
     await chmod(file, 0o444);
-    await rename(file, blob);
+    // In one step, since what lies there may be the blob of another namespace.
+    const second = `${file}.blob`;
+    await rm(second, { force: true });
+    await link(file, second);
+    failpoint("adoption-placing");
+    await rename(second, blob);
+    // It is still there when both were one file already.
+    await rm(second, { force: true });
     // containerd's record of the blob is durable once written, so the name must be so before it.
     await using folder = await open(dirname(blob));
     await folder.sync();
@@ -105,13 +119,42 @@ async function addLabels(channel: Channel, descriptor: Descriptor, labels: Label
   });
 }
 
-/** One Write from STAT to COMMIT; `fill` brings the bytes when containerd has none, and returns how many they were. */
+/** Brings the bytes when containerd has none, and returns how many they were. */
+type Fill = (writer: Writer) => Promise<number>;
+
+/** Writes until the blob is there and the lease holds it; what somebody else wrote is labelled as well. */
 async function write(
   channel: Channel,
   lease: string,
   descriptor: Descriptor,
   labels: Labels,
-  fill: (writer: Writer) => Promise<number>,
+  fill: Fill,
+): Promise<void> {
+  for (let attempt = 0; attempt < attemptsMax; attempt++) {
+    try {
+      await writeOnce(channel, lease, descriptor, labels, fill);
+      return;
+    } catch (error) {
+      if (!(error instanceof PullError && error.code === "exists")) throw error;
+      // Containerd has added it to the lease if it was there at the first message, and has not if it came later.
+      if (await holdContent(channel, lease, descriptor)) {
+        await addLabels(channel, descriptor, labels);
+        return;
+      }
+    }
+  }
+  throw new PullError("unavailable", `blob ${descriptor.digest} is collected as fast as it is written`, {
+    temporary: true,
+  });
+}
+
+/** One Write from STAT to COMMIT. Throws `exists` when the blob is there already. */
+async function writeOnce(
+  channel: Channel,
+  lease: string,
+  descriptor: Descriptor,
+  labels: Labels,
+  fill: Fill,
 ): Promise<void> {
   const total = BigInt(descriptor.size);
   const ref = `hawser-${randomUUID()}`;
@@ -126,10 +169,6 @@ async function write(
   } catch (error) {
     // The ref is locked until the stream is over.
     await writer.close();
-    if (error instanceof PullError && error.code === "exists") {
-      await addLabels(channel, descriptor, labels);
-      return;
-    }
     // An ingest that cannot be aborted now goes with its lease.
     await channel.call(content.abort, { ref }, { lease }).catch(() => {});
     throw error;

@@ -93,6 +93,11 @@ export const images = {
 } as const;
 
 export const namespaces = {
+  list: {
+    path: `${services}.namespaces.v1.Namespaces/List`,
+    request: pb.ListNamespacesRequestSchema,
+    response: pb.ListNamespacesResponseSchema,
+  },
   delete: {
     path: `${services}.namespaces.v1.Namespaces/Delete`,
     request: pb.DeleteNamespaceRequestSchema,

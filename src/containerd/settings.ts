@@ -8,7 +8,7 @@ import { readdir } from "node:fs/promises";
 import { PullError } from "../errors.ts";
 import type { Channel } from "./channel.ts";
 import { type ConfigFile, readConfigFile, type Table, table } from "./configfile.ts";
-import type { ContainerdFacts } from "./containerd.ts";
+import type { ContainerdFacts, CriSettings, Inspection } from "./containerd.ts";
 import { introspection, runtime } from "./methods.ts";
 
 export interface SettingsOptions {
@@ -18,45 +18,57 @@ export interface SettingsOptions {
   readonly snapshotter: string | undefined;
 }
 
-/** The image half of the CRI plugin's settings; on every version only what a pull needs. */
-interface CriSettings {
-  readonly snapshotter: string;
-  readonly configPath: string;
-  readonly discardUnpackedLayers: boolean;
-  /** Names of deprecated registry settings that are in use. */
-  readonly deprecated: readonly string[];
-  /** Where image verifiers are, on a containerd that has the plugin. */
-  readonly verifierFolder: string;
-}
-
 const defaultVerifierFolder = "/opt/containerd/image-verifier/bin";
 const defaultConfigPath = "/etc/containerd/certs.d:/etc/docker/certs.d";
+
+/** Only what could not be asked for is thrown; what containerd says wrongly or not at all is part of the answer. */
+export async function inspect(
+  channel: Channel,
+  options: SettingsOptions,
+  signal: AbortSignal,
+): Promise<Inspection> {
+  const { version } = await channel.call(introspection.version, {}, { signal });
+  const { plugins } = await channel.call(introspection.plugins, { filters: [] }, { signal });
+  const cri = await criSettings(channel, version, options, signal).catch((error: unknown) =>
+    PullError.from(error),
+  );
+  const verifies = plugins.some((one) => one.type === "io.containerd.image-verifier.v1");
+  const folder = cri instanceof PullError ? defaultVerifierFolder : cri.verifierFolder;
+  return {
+    version,
+    plugins: plugins.map(({ type, id, exports, initErr }) => ({
+      type,
+      id,
+      root: exports["root"],
+      error: initErr?.message || undefined,
+    })),
+    cri,
+    verifiers: verifies ? await readdir(folder).catch(() => []) : [],
+  };
+}
 
 export async function readFacts(
   channel: Channel,
   options: SettingsOptions,
   signal: AbortSignal,
 ): Promise<ContainerdFacts> {
-  const { version } = await channel.call(introspection.version, {}, { signal });
-  const { plugins } = await channel.call(introspection.plugins, { filters: [] }, { signal });
+  const { version, plugins, cri, verifiers } = await inspect(channel, options, signal);
   const plugin = (type: string, id: string) => plugins.find((one) => one.type === type && one.id === id);
   const overlay = plugin("io.containerd.snapshotter.v1", "overlayfs");
-  const contentRoot = plugin("io.containerd.content.v1", "content")?.exports["root"];
+  const contentRoot = plugin("io.containerd.content.v1", "content")?.root;
   if (contentRoot === undefined)
     throw new PullError("unsupported", "containerd does not say where its content is");
-  const cri = await criSettings(channel, version, options, signal);
+  if (cri instanceof PullError) throw cri;
   const snapshotter = options.snapshotter ?? cri.snapshotter;
-  const verifies =
-    plugins.some((one) => one.type === "io.containerd.image-verifier.v1") &&
-    (await hasVerifiers(cri.verifierFolder));
   return {
     version,
     contentRoot,
-    snapshotterRoot: overlay?.exports["root"] ?? "",
+    snapshotterRoot: overlay?.root ?? "",
     snapshotter,
-    registryConfigPath: cri.configPath.split(":").filter((path) => path !== ""),
+    registryConfigPath: cri.configPath,
     discardUnpackedLayers: cri.discardUnpackedLayers,
-    unfit: unfit(snapshotter, overlay?.exports["root"], overlay?.initErr?.message, cri, verifies),
+    syncsLayers: cri.syncsLayers,
+    unfit: unfit(snapshotter, overlay?.root, overlay?.error, cri, verifiers.length > 0),
   };
 }
 
@@ -75,13 +87,10 @@ function unfit(
   if (cri.deprecated.length > 0) {
     return `containerd's registry settings are of the deprecated kind (${cri.deprecated.join(", ")}); use config_path`;
   }
+  if (cri.labelsSnapshots)
+    return "containerd labels snapshots with their images (disable_snapshot_annotations = false)";
   if (verifies) return `containerd runs image verifiers from ${cri.verifierFolder}`;
   return undefined;
-}
-
-async function hasVerifiers(folder: string): Promise<boolean> {
-  const names = await readdir(folder).catch(() => []);
-  return names.length > 0;
 }
 
 async function criSettings(
@@ -97,8 +106,10 @@ async function criSettings(
   const containerd = table(config["containerd"]);
   return {
     snapshotter: string(containerd["snapshotter"], "overlayfs"),
-    configPath: string(registry["configPath"], ""),
+    configPath: folders(string(registry["configPath"], "")),
     discardUnpackedLayers: containerd["discardUnpackedLayers"] === true,
+    syncsLayers: config["imagePullWithSyncFs"] === true,
+    labelsSnapshots: containerd["disableSnapshotAnnotations"] === false,
     deprecated: inUse(registry),
     verifierFolder: defaultVerifierFolder,
   };
@@ -118,8 +129,12 @@ function settingsOfFile({ images, verifier }: ConfigFile, version: string): CriS
   const registry = table(images["registry"]);
   return {
     snapshotter: string(images["snapshotter"], "overlayfs"),
-    configPath: string(registry["config_path"], /^v?2\.[01]\./.test(version) ? "" : defaultConfigPath),
+    configPath: folders(
+      string(registry["config_path"], /^v?2\.[01]\./.test(version) ? "" : defaultConfigPath),
+    ),
     discardUnpackedLayers: images["discard_unpacked_layers"] === true,
+    syncsLayers: images["image_pull_with_sync_fs"] === true,
+    labelsSnapshots: images["disable_snapshot_annotations"] === false,
     deprecated: inUse(registry),
     verifierFolder: string(verifier["bin_dir"], defaultVerifierFolder),
   };
@@ -136,4 +151,8 @@ function inUse(registry: Table): string[] {
 
 function string(value: unknown, absent: string): string {
   return typeof value === "string" && value !== "" ? value : absent;
+}
+
+function folders(list: string): string[] {
+  return list.split(":").filter((path) => path !== "");
 }

@@ -6,10 +6,12 @@ import { PullError } from "../errors.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { MountSchema } from "../proto/gen/containerd_pb.js";
 import type { Channel } from "./channel.ts";
-import type { PreparedSnapshot } from "./containerd.ts";
+import type { Labels, PreparedSnapshot } from "./containerd.ts";
 import { leases, snapshots } from "./methods.ts";
 
 export const snapshotter = "overlayfs";
+/** The chainID that a snapshot is, or will be. */
+const refLabel = "containerd.io/snapshot.ref";
 
 type Mount = MessageShape<typeof MountSchema>;
 
@@ -47,10 +49,11 @@ export async function prepareSnapshot(
   scope: LeaseScope,
   chainID: Digest,
   parent: Digest | undefined,
+  labels: Labels,
 ): Promise<PreparedSnapshot> {
   for (let attempt = 0; attempt < attemptsMax; attempt++) {
     try {
-      return await prepare(channel, scope, chainID, parent);
+      return await prepare(channel, scope, chainID, parent, { ...labels, [refLabel]: chainID });
     } catch (error) {
       // Containerd means to add what exists to the lease, but 1.6 undoes that together with the failed transaction.
       const exists = error instanceof PullError && error.code === "exists";
@@ -65,13 +68,13 @@ async function prepare(
   scope: LeaseScope,
   chainID: Digest,
   parent: Digest | undefined,
+  labels: Labels,
 ): Promise<PreparedSnapshot> {
   const key = `extract-${process.hrtime.bigint() % 1_000_000_000n}-${randomBytes(3).toString("base64url")} ${chainID}`;
-  const labels = { "containerd.io/snapshot.ref": chainID };
   const request = { snapshotter, key, parent: parent ?? "", labels };
   const { mounts } = await channel.call(snapshots.prepare, request, scope);
   const place = readMounts(mounts);
-  if (place) return { key, ...place };
+  if (place) return { key, labels, ...place };
   await removeSnapshot(channel, scope, key);
   const isUserNamespace = mounts.some((mount) => mount.options.includes("userxattr"));
   throw new PullError(
@@ -82,25 +85,30 @@ async function prepare(
   );
 }
 
-/** `exists` counts as success: somebody else committed the same layer, which is then held; our active one is removed. */
+/**
+ * `exists` counts as success: somebody else committed the same layer, which is then held; our active one is removed. So
+ * does an answer that was lost on its way when the snapshot turns out to be there.
+ */
 export async function commitSnapshot(
   channel: Channel,
   scope: LeaseScope,
-  key: string,
+  { key, labels }: PreparedSnapshot,
   chainID: Digest,
 ): Promise<void> {
-  const labels = { "containerd.io/snapshot.ref": chainID };
   for (let attempt = 0; attempt < attemptsMax; attempt++) {
     try {
       await channel.call(snapshots.commit, { snapshotter, name: chainID, key, labels }, scope);
       return;
     } catch (error) {
-      if (!(error instanceof PullError && error.code === "exists")) throw error;
+      const { code } = PullError.from(error);
+      if (code !== "exists" && code !== "unavailable" && code !== "slow") throw error;
       // As with Prepare, the lease does not hold it yet.
       if (await holdSnapshot(channel, scope, chainID)) {
-        await removeSnapshot(channel, scope, key);
+        // One that cannot be removed now goes with its lease.
+        await removeSnapshot(channel, scope, key).catch(() => {});
         return;
       }
+      if (code !== "exists") throw error;
     }
   }
   throw comesAndGoes(chainID);
@@ -125,7 +133,7 @@ export async function removeSnapshot(channel: Channel, scope: Scope, key: string
  * Directories behind what overlayfs answers (reference 3.3): a bind mount when there is one directory, else overlay
  * with options in an order that differs between versions. Undefined for anything else.
  */
-function readMounts(mounts: readonly Mount[]): Omit<PreparedSnapshot, "key"> | undefined {
+function readMounts(mounts: readonly Mount[]): Pick<PreparedSnapshot, "upperdir" | "lowerdirs"> | undefined {
   const [mount, ...others] = mounts;
   if (mount === undefined || others.length > 0) return undefined;
   if (mount.type === "bind") return { upperdir: mount.source, lowerdirs: [] };

@@ -4,7 +4,13 @@
 // both. Metadata, trailers, status, deadline, cancellation and back-pressure pass through in both directions; no
 // message is ever parsed here.
 
-import type { ClientReadableStream, Metadata, ServerWritableStream, ServiceError } from "@grpc/grpc-js";
+import {
+  type ClientReadableStream,
+  type Metadata,
+  type ServerWritableStream,
+  type ServiceError,
+  status,
+} from "@grpc/grpc-js";
 
 /** What a forwarded call needs to know of the call that came in. */
 export interface Incoming {
@@ -45,10 +51,10 @@ export function relay(call: ServerWritableStream<Buffer, Buffer>, forward: Forwa
     call.once("drain", () => upstream.resume());
   });
   let trailer: Metadata | undefined;
-  upstream.on("status", (status: { metadata: Metadata }) => {
-    trailer = status.metadata;
+  upstream.on("status", (last: { metadata: Metadata }) => {
+    trailer = last.metadata;
   });
-  upstream.on("error", (error: ServiceError) => call.emit("error", error));
+  upstream.on("error", (error: ServiceError) => call.emit("error", explained(error)));
   // grpc-js gives the status before it ends the stream, so the trailer is known by now.
   upstream.on("end", () => call.end(trailer));
 }
@@ -72,10 +78,10 @@ export async function ask(incoming: Incoming, forward: Forward, signal: AbortSig
     });
     upstream.on("error", (error: ServiceError) => {
       signal.removeEventListener("abort", cancel);
-      reject(error);
+      reject(explained(error));
     });
-    upstream.on("status", (status: { metadata: Metadata }) => {
-      trailer = status.metadata;
+    upstream.on("status", (last: { metadata: Metadata }) => {
+      trailer = last.metadata;
     });
     // Not on the status, which may overtake the answer; after an error this settles nothing.
     upstream.on("end", () => {
@@ -89,4 +95,21 @@ function outgoing(metadata: Metadata): Metadata {
   const copy = metadata.clone();
   for (const name of hopHeaders) copy.remove(name);
   return copy;
+}
+
+/** containerd's own errors as they are; where it gave no answer, what that means instead of grpc-js's words for it. */
+function explained(error: ServiceError): ServiceError {
+  const { code, details } = error;
+  if (code === status.DEADLINE_EXCEEDED && details.startsWith("Deadline exceeded after ")) {
+    // What Go says on containerd's side, should it be the first to notice.
+    error.details = "context deadline exceeded";
+  } else if (code === status.INTERNAL && details.startsWith("Received RST_STREAM with code 2 ")) {
+    error.details = "containerd's answer is too long to be passed on (over 64 KiB)";
+  } else if (code === status.UNAVAILABLE) {
+    const why = /^No connection established\. Last error: (?:Error: )?(.*?)\. Resolution note: *$/s.exec(
+      details,
+    );
+    if (why) error.details = `containerd does not answer: ${why[1]}`;
+  }
+  return error;
 }

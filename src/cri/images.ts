@@ -8,6 +8,7 @@
 import { fromBinary } from "@bufbuild/protobuf";
 import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { PullError } from "../errors.ts";
+import { failpoint } from "../failpoint.ts";
 import { parseReference } from "../oci/reference.ts";
 import { type AuthConfig, type PullImageRequest, PullImageRequestSchema } from "../proto/gen/cri_pb.js";
 import type { Pulled } from "../pull/pull.ts";
@@ -29,6 +30,8 @@ export interface PullHandlerOptions {
     credentials: Credentials | undefined,
     signal: AbortSignal,
   ) => Promise<Pulled>;
+  /** How containerd begins to say that a name cannot be resolved. */
+  readonly unresolved: (name: string) => string;
   /** `fallback.enabled`: failures of ours are delegated, not returned. */
   readonly fallback: boolean;
   /** Told when a call comes in, and once more when its answer is known. */
@@ -96,6 +99,7 @@ class Attempt {
     if (pulled.failure) return await this.#failed(pulled.failure);
     const began = performance.now();
     const answer = await this.#ask();
+    failpoint("registered");
     this.#options.registered((performance.now() - began) / 1000);
     return answer;
   }
@@ -112,9 +116,8 @@ class Attempt {
   async #failed(failure: PullError): Promise<Answer> {
     if (this.#signal.aborted) throw new Refusal(status.CANCELLED, "context canceled");
     if (failure.code === "refused" && failure.credentialsSent) {
-      const name = JSON.stringify(parseReference(this.#reference).name);
-      const prefix = `failed to pull and unpack image ${name}: failed to resolve reference ${name}`;
-      throw new Refusal(status.UNKNOWN, `${prefix}: ${failure.message}`);
+      const unresolved = this.#options.unresolved(parseReference(this.#reference).name);
+      throw new Refusal(status.UNKNOWN, `${unresolved}: ${failure.message}`);
     }
     if (!this.#options.fallback) throw new Refusal(codeOf(failure), failure.message);
     return await this.#delegate({ reason: failure.code, detail: failure.message });

@@ -1,11 +1,10 @@
-// The CRI socket: PullImage goes to its handler, every other method of both services straight through to containerd.
+// The CRI service: PullImage goes to its handler, every other method of both services straight through to containerd.
 //
-// The socket belongs to root alone. It is taken over from a dead process, never from a living one. Bytes pass from
-// handler to handler as they are; this file never decodes a message.
+// Connections come from the listener and are served over HTTP/2 here. Bytes pass from handler to handler as they are;
+// this file never decodes a message, and never answers a call of its own accord.
 
-import { chmod, lstat, mkdir, rm } from "node:fs/promises";
-import { connect } from "node:net";
-import { dirname } from "node:path";
+import { once } from "node:events";
+import type { Socket } from "node:net";
 import {
   Server,
   ServerCredentials,
@@ -13,14 +12,16 @@ import {
   type ServerWritableStream,
   type sendUnaryData,
 } from "@grpc/grpc-js";
-import { PullError } from "../errors.ts";
 import { type Forward, relay } from "./forward.ts";
 import type { PullHandler } from "./images.ts";
+import { inherit, type Listener, listen } from "./listener.ts";
 import { methodPaths, pullPaths } from "./methods.ts";
 
 export interface CriServerOptions {
   /** Path of the socket to listen on. */
   readonly socket: string;
+  /** A descriptor that listens on that path already; absent: the socket is made. */
+  readonly inherited?: number | undefined;
   /** Largest request that is accepted, in bytes. */
   readonly messageBytesMax: number;
   readonly forward: Forward;
@@ -30,7 +31,14 @@ export interface CriServerOptions {
 export interface CriServer {
   /** Settles when the socket answers. Throws `invalid` with what to do when it cannot be had. */
   listen(): Promise<void>;
-  /** Stops listening, lets running calls end for this long, then cancels them; the socket's file is gone afterwards. */
+  /** The listening descriptor, for a successor. */
+  readonly fd: number;
+  /** Leaves new connections to a successor that listens as well, and asks clients to go there (GOAWAY). */
+  yield(): void;
+  /**
+   * Takes no new call, lets running ones end for this long, then cancels them. The socket's file is gone afterwards,
+   * unless it was inherited or yielded.
+   */
   drain(timeoutMs: number): Promise<void>;
 }
 
@@ -49,17 +57,59 @@ export function createCriServer(options: CriServerOptions): CriServer {
       server.register(path, handler, identity, identity, "serverStream");
     }
   }
+  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const connections = new Set<Socket>();
+  const accept = (connection: Socket): void => {
+    connections.add(connection);
+    connection.once("close", () => connections.delete(connection));
+    injector.injectConnection(connection);
+  };
+  let listener: Listener | undefined;
+  let over: Promise<void> | undefined;
+  /** Asked once only: a second time grpc-js forgets the connections that it still waits for. */
+  const end = (): Promise<void> => {
+    over ??= new Promise((resolve) => {
+      server.tryShutdown(() => resolve());
+    });
+    return over;
+  };
   return {
     listen: async () => {
-      await claim(options.socket);
-      await bind(server, options.socket);
-      await chmod(options.socket, 0o600);
+      const { socket, inherited } = options;
+      listener = inherited === undefined ? await listen(socket, accept) : await inherit(inherited, accept);
+    },
+    get fd() {
+      return listener?.fd ?? -1;
+    },
+    yield: () => {
+      listener?.leave();
+      listener = undefined;
+      void end();
     },
     drain: async (timeoutMs) => {
-      await drain(server, timeoutMs);
-      await rm(options.socket, { force: true });
+      listener?.close();
+      let force: NodeJS.Timeout | undefined;
+      const forced = new Promise<void>((resolve) => {
+        force = setTimeout(() => {
+          server.forceShutdown();
+          resolve();
+        }, timeoutMs);
+      });
+      await Promise.race([end(), forced]);
+      clearTimeout(force);
+      // Somebody who reads nothing does not hear of the end, and their connection would keep this process.
+      await destroyAll(connections);
     },
   };
+}
+
+async function destroyAll(connections: ReadonlySet<Socket>): Promise<void> {
+  const closed = Array.from(connections, async (connection) => {
+    const over = connection.closed ? undefined : once(connection, "close");
+    connection.destroy();
+    await over;
+  });
+  await Promise.all(closed);
 }
 
 function unary(pull: PullHandler, path: string) {
@@ -75,53 +125,4 @@ function unary(pull: PullHandler, path: string) {
       (error: unknown) => callback(error as Error),
     );
   };
-}
-
-/** Makes way for our socket: its folder exists, and a socket that a dead process left is gone. */
-async function claim(socket: string): Promise<void> {
-  await mkdir(dirname(socket), { recursive: true, mode: 0o755 });
-  const present = await lstat(socket).catch(() => undefined);
-  if (present === undefined) return;
-  // Connecting to any file is refused, so a path that is set wrong must not cost somebody a file.
-  if (!present.isSocket()) {
-    throw new PullError("invalid", `${socket} exists and is no socket: set cri.listen to another path`);
-  }
-  const outcome = await new Promise<string>((resolve) => {
-    const probe = connect(socket);
-    probe.once("connect", () => {
-      probe.destroy();
-      resolve("alive");
-    });
-    probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
-  });
-  if (outcome === "alive") {
-    throw new PullError(
-      "invalid",
-      `another process listens on ${socket}: stop it, or set cri.listen to another path`,
-    );
-  }
-  if (outcome === "ECONNREFUSED") await rm(socket, { force: true });
-}
-
-async function bind(server: Server, socket: string): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    server.bindAsync(`unix:${socket}`, ServerCredentials.createInsecure(), (error) => {
-      if (error)
-        reject(new PullError("invalid", `cannot listen on ${socket}: ${error.message}`, { cause: error }));
-      else resolve();
-    });
-  });
-}
-
-async function drain(server: Server, timeoutMs: number): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const force = setTimeout(() => {
-      server.forceShutdown();
-      resolve();
-    }, timeoutMs);
-    server.tryShutdown(() => {
-      clearTimeout(force);
-      resolve();
-    });
-  });
 }

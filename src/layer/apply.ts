@@ -7,7 +7,7 @@ import { constants } from "node:os";
 import type { Binding } from "../native.ts";
 import type { Times } from "./directories.ts";
 import type { Entry, EntrySink } from "./entry.ts";
-import { corrupt } from "./header.ts";
+import { corrupt, unsupported } from "./header.ts";
 import { check, type Directory, type Kind, parentOf, systemError, type Tree } from "./tree.ts";
 
 const { EEXIST, ENOTSUP, EPERM } = constants.errno;
@@ -53,6 +53,17 @@ export class Applier implements EntrySink, Disposable {
     else this.#putOther(entry, place);
   }
 
+  /** containerd makes a global header's parents and clears its place before it passes the header over. */
+  global(name: string): void {
+    const { parent, name: last } = split(name);
+    if (last === "") return;
+    const isFree =
+      parent === "" &&
+      !last.startsWith(whiteoutPrefix) &&
+      this.#tree.kind(this.#tree.root, last) === "absent";
+    if (!isFree) throw unsupported("a global header named", name);
+  }
+
   begin(entry: Entry): void {
     const place = this.#place(entry);
     // The content of a whiteout or of an entry for the root is of no interest; #file stays undefined and it is dropped.
@@ -96,6 +107,7 @@ export class Applier implements EntrySink, Disposable {
     this.#tree.trim();
     const { parent, name } = split(entry.name);
     if (name === "") return undefined;
+    if (isUnset(entry.uid) || isUnset(entry.gid)) throw unsupported("no owner for", entry.name);
     const at = this.#tree.directory(parent, true);
     this.#tree.pathOf(at, name);
     return { at, name };
@@ -136,7 +148,7 @@ export class Applier implements EntrySink, Disposable {
     else check(made, describe("making directory", place));
     this.#describe(entry, place);
     const { mtime, atime } = entry;
-    this.#tree.directories.name(this.#tree.pathOf(at, name), { mtime, atime });
+    this.#tree.name(at, name, split(entry.name).parent, { mtime, atime });
   }
 
   #mergeDirectory(entry: Entry, place: Place): void {
@@ -150,6 +162,9 @@ export class Applier implements EntrySink, Disposable {
 
   #putOther(entry: Entry, place: Place): void {
     const { at, name } = place;
+    // It would be a whiteout under another name, and could not be told from one.
+    if (entry.type === "char" && (entry.major | entry.minor) === 0)
+      throw unsupported("device 0:0 at", entry.name);
     this.#make(place, () => {
       switch (entry.type) {
         case "symlink":
@@ -176,6 +191,9 @@ export class Applier implements EntrySink, Disposable {
 
   /** The target must be of this layer; its last component is not followed. */
   #link(entry: Entry, place: Place): number {
+    // containerd does not clean a target as it does a name, and follows a link behind which there is a slash.
+    if (/(?:^|\/)\.\.(?:\/|$)|\/\.?$/.test(entry.linkName))
+      throw unsupported("a hard link to", entry.linkName);
     const { parent, name } = split(entry.linkName);
     const target = this.#tree.directory(parent, false);
     return this.#native.makeLink(target.fd, name, place.at.fd, place.name);
@@ -256,23 +274,24 @@ export class Applier implements EntrySink, Disposable {
 
   #hide(entry: Entry, place: Place, kind: Kind): void {
     const { at, name } = place;
+    if (kind === "whiteout") throw unsupported("two whiteouts of", entry.name);
     if (kind === "directory") this.#tree.makeOpaque(at, name);
     if (kind !== "absent") return;
     check(this.#native.makeNode(at.fd, name, nodeTypes.char, 0, 0), describe("making a whiteout of", place));
     check(this.#native.setOwner(at.fd, name, entry.uid, entry.gid), describe("setting the owner of", place));
   }
 
-  /** In the bottom layer nothing lies below, but containerd removes what no entry has named yet; so do we. */
+  /** In the bottom layer nothing lies below, but containerd removes directories that no entry has named yet. */
   #opaque(at: Directory): void {
-    if (!this.#isBase) {
-      this.#tree.makeOpaque(at, "");
-      return;
-    }
-    for (const path of this.#tree.directories.unnamedBelow(at.path)) {
-      const place = this.#placeOf(path);
-      this.#tree.remove(place.at, place.name);
-    }
+    if (!this.#isBase) this.#tree.makeOpaque(at, "");
+    else if (this.#tree.directories.hasUnnamedBelow(at.path))
+      throw unsupported("a whiteout of all that is in", at.path);
   }
+}
+
+/** To chown, -1 means that the owner stays, and what that is depends on more than the archive. */
+function isUnset(id: number): boolean {
+  return id >>> 0 === 0xffff_ffff;
 }
 
 /** A path as Go's filepath.Clean sees it, clamped at the root: the directory part and the last component. */

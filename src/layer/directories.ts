@@ -1,15 +1,37 @@
 // What one layer has said of the directories in it: which ones the archive named, and which it only implied.
 //
-// A tree of names, so that a removal forgets all that was below at the cost of its path's length, however many
-// directories there are. Nothing here touches the disk.
+// A tree of names, to which nothing but more names is ever added. What is known of the implicit ones leaves the worker in
+// a form that is as small as their names. Nothing here touches the disk.
 
+import { PullError } from "../errors.ts";
 import type { Time } from "./entry.ts";
-import type { ImplicitDirectory } from "./layer.ts";
+import { type ImplicitDirectories, implicitKinds } from "./layer.ts";
 
 export interface Times {
   readonly mtime: Time;
   readonly atime: Time;
 }
+
+/** One of the directories of {@link ImplicitDirectories}. */
+export interface ImplicitDirectory {
+  /** Relative to the layer's root, no leading slash. */
+  readonly path: string;
+  /** The archive named it later. */
+  readonly named: boolean;
+}
+
+/** Nothing implicit. */
+export const noDirectories: ImplicitDirectories = {
+  names: "",
+  depths: new Uint16Array(),
+  kinds: new Uint8Array(),
+};
+
+/**
+ * A directory costs some 250 bytes for as long as its layer is unpacked, and three times that where it is alone in
+ * another one; a few bytes of an archive can imply thousands of them. Layers of more directories are left to containerd.
+ */
+export const directoriesMax = 200_000;
 
 interface Node {
   /** Undefined where there are none, since most directories have no directories. */
@@ -22,8 +44,10 @@ interface Node {
 /** Paths are real ones: components below the layer's root joined by "/", none of them a symbolic link. */
 export class Directories {
   readonly #root: Node = { children: undefined, isImplicit: false, times: undefined };
+  /** Nodes that were made, those that are gone again included. */
+  #count = 0;
 
-  /** The directory was made because something in it was named. */
+  /** The directory is made because something in it was named. */
   imply(path: string): void {
     this.#make(path).isImplicit = true;
   }
@@ -33,31 +57,41 @@ export class Directories {
     this.#make(path).times = times;
   }
 
-  /** Whatever was there is gone, with all that was below it. */
-  remove(path: string): void {
-    const slash = path.lastIndexOf("/");
-    const parent = this.#find(path.slice(0, Math.max(0, slash)));
-    parent?.children?.delete(path.slice(slash + 1));
+  implicit(): ImplicitDirectories {
+    const names: string[] = [];
+    const depths: number[] = [];
+    const kinds: number[] = [];
+    /** Names from the root to the node that is visited; the first `written` of them are among the results. */
+    const way: string[] = [];
+    let written = 0;
+    const pending: { name: string; depth: number; node: Node }[] = [];
+    const descend = ({ children }: Node, depth: number): void => {
+      for (const [name, node] of children ?? []) pending.push({ name, depth, node });
+    };
+    descend(this.#root, 0);
+    for (let next = pending.pop(); next; next = pending.pop()) {
+      const { name, depth, node } = next;
+      way.length = depth;
+      way.push(name);
+      written = Math.min(written, depth);
+      for (; node.isImplicit && written <= depth; written++) {
+        names.push(way[written] ?? "");
+        depths.push(written);
+        kinds.push(written < depth ? implicitKinds.way : kindOf(node));
+      }
+      descend(node, depth + 1);
+    }
+    return { names: names.join("/"), depths: Uint16Array.from(depths), kinds: Uint8Array.from(kinds) };
   }
 
-  /** Parents first. */
-  implicit(): ImplicitDirectory[] {
-    const found: ImplicitDirectory[] = [];
-    visit(this.#root, "", (path, { isImplicit, times }) => {
-      if (isImplicit) found.push({ path, named: times !== undefined });
-      return true;
-    });
-    return found;
-  }
-
-  /** The uppermost directories below a path that the archive has not named. */
-  unnamedBelow(path: string): string[] {
-    const found: string[] = [];
+  /** True when there is a directory below a path that the archive has not named. */
+  hasUnnamedBelow(path: string): boolean {
     const start = this.#find(path);
+    let found = false;
     if (start === undefined) return found;
-    visit(start, path, (below, { times }) => {
-      if (times === undefined) found.push(below);
-      return times !== undefined;
+    visit(start, path, (_below, { times }) => {
+      found ||= times === undefined;
+      return !found;
     });
     return found;
   }
@@ -82,6 +116,7 @@ export class Directories {
       current.children ??= new Map();
       let next = current.children.get(name);
       if (next === undefined) {
+        this.#mustBeFew();
         next = { children: undefined, isImplicit: false, times: undefined };
         current.children.set(name, next);
       }
@@ -89,6 +124,31 @@ export class Directories {
     }
     return current;
   }
+
+  #mustBeFew(): void {
+    this.#count += 1;
+    if (this.#count <= directoriesMax) return;
+    throw new PullError("exhausted", `the layer has over ${directoriesMax} directories`);
+  }
+}
+
+/** The directories one after another, parents before their children. */
+export function* implicitOnes({ names, depths, kinds }: ImplicitDirectories): Generator<ImplicitDirectory> {
+  const way: string[] = [];
+  let start = 0;
+  for (const [index, depth] of depths.entries()) {
+    const slash = names.indexOf("/", start);
+    const end = slash === -1 ? names.length : slash;
+    way.length = depth;
+    way.push(names.slice(start, end));
+    start = end + 1;
+    const kind = kinds[index];
+    if (kind !== implicitKinds.way) yield { path: way.join("/"), named: kind === implicitKinds.named };
+  }
+}
+
+function kindOf({ times }: Node): number {
+  return times === undefined ? implicitKinds.unnamed : implicitKinds.named;
 }
 
 /** Calls back for every node below one, parents first; goes below a node when the answer is true. */

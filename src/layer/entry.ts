@@ -28,6 +28,8 @@ export interface Entry {
 
 /** Receives an archive's entries in order. A file's content comes whole or in pieces, between begin and finish. */
 export interface EntrySink {
+  /** A global header, which describes nothing, but has a name and therefore a place. */
+  global(name: string): void;
   /** An entry whose content, if any, is buffer[start, end). */
   whole(entry: Entry, buffer: Buffer, start: number, end: number): void;
   /** A file whose content follows in pieces. */

@@ -38,6 +38,8 @@ export function readHeader(block: Buffer, at: number): RawHeader {
   const typeflag = String.fromCharCode(block[at + 156] ?? 0);
   const hasDevice = isUstar || isGnu;
   const atime = isStar ? { seconds: number(block, at + 476, 12), nanoseconds: 0 } : gnu.atime;
+  // The ctime behind it is not used, but must be one.
+  if (isStar) number(block, at + 488, 12);
   return {
     typeflag,
     name: prefix === "" ? name : `${prefix}/${name}`,
@@ -139,4 +141,9 @@ function isBlank(byte: number | undefined): boolean {
 
 export function corrupt(what: string): PullError {
   return new PullError("corrupt", `the archive holds ${what}`);
+}
+
+/** What containerd makes something of that is not ours to imitate; it then pulls the whole image. */
+export function unsupported(what: string, where: string): PullError {
+  return new PullError("unsupported", `left to containerd: ${what} ${JSON.stringify(where.slice(0, 200))}`);
 }

@@ -32,19 +32,28 @@ export interface LayerJob {
   readonly limits: LayerLimits;
 }
 
-/** A directory that the archive did not name before it put something in it; it takes after the lower layers. */
-export interface ImplicitDirectory {
-  /** Relative to the layer's root, no leading slash; one character per byte ("latin1"). */
-  readonly path: string;
-  /** The archive named it later: only extended attributes that it lacks are inherited. */
-  readonly named: boolean;
+/**
+ * Directories that the archive did not name before it put something in them; they take after the lower layers. A tree
+ * instead of paths, which deep in a tree are thousands of times as long as what the archive spends on them. Parents come
+ * before their children, and those that only lead to an implicit directory are among them.
+ */
+export interface ImplicitDirectories {
+  /** One after another, with "/" between them; one character per byte ("latin1"). */
+  readonly names: string;
+  /** How many directories lie between each and the layer's root. */
+  readonly depths: Uint16Array;
+  /** What each is: one of `implicitKinds`. */
+  readonly kinds: Uint8Array;
 }
+
+/** Of one that the archive has named later, only extended attributes that it lacks are inherited. */
+export const implicitKinds = { way: 0, unnamed: 1, named: 2 } as const;
 
 export interface UnpackedLayer {
   /** Bytes after inflating, the whole tar stream. */
   readonly bytes: number;
   readonly entries: number;
-  readonly implicitDirectories: readonly ImplicitDirectory[];
+  readonly implicitDirectories: ImplicitDirectories;
   /** Milliseconds that the worker spent waiting for the watermark, and in all. */
   readonly waitedMs: number;
   readonly elapsedMs: number;
@@ -66,7 +75,10 @@ export interface LayerEngine {
    * Gives implicit directories the attributes of the nearest lower layer that has a directory there (reference 4.2,
    * step 4). `upper` is the layer's root, `lowers` the roots of the layers below, nearest first.
    */
-  inherit(upper: string, lowers: readonly string[], directories: readonly ImplicitDirectory[]): Promise<void>;
+  inherit(upper: string, lowers: readonly string[], directories: ImplicitDirectories): Promise<void>;
+
+  /** Makes everything on the file system of this directory durable (syncfs(2)). Native engine only. */
+  sync(directory: string): Promise<void>;
 
   /** Ends the workers once they are idle. */
   close(): Promise<void>;

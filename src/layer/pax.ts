@@ -38,6 +38,8 @@ export class Overrides {
     const type = typeOf(raw.typeflag, name);
     const mtime = time(records.get("mtime")) ?? raw.mtime;
     const atime = time(records.get("atime")) ?? raw.atime ?? mtime;
+    // Nothing can set it, but Go refuses one that is none.
+    time(records.get("ctime"));
     return {
       type,
       name,

@@ -14,6 +14,8 @@ export interface ForeignHeader {
   readonly size: number;
 }
 
+/** Entries are remembered until the end, at some 500 bytes each; layers with more of them are left to containerd. */
+const entriesMax = 100_000;
 /** Largest uid or gid that Node's calls take. */
 const ownerMax = 2 ** 32 - 1;
 const foreignTypes: Partial<Record<Entry["type"], string>> = {
@@ -59,6 +61,12 @@ export class PlainArchive implements EntrySink {
     this.#waiting.push({ path, entry });
   }
 
+  global(name: string): void {
+    const path = cleanPath(name);
+    const isFree = !this.#entries.has(path) && !this.#implied.has(path) && !/\/|^\.wh\./.test(path);
+    if (!isFree) throw new PullError("unsupported", "the portable engine does not do such global headers");
+  }
+
   begin(entry: Entry): void {
     this.whole(entry);
   }
@@ -83,6 +91,7 @@ export class PlainArchive implements EntrySink {
   }
 
   #unsupportedPlace(entry: Entry, path: string): string | undefined {
+    if (this.#entries.size === entriesMax) return `more than ${entriesMax} entries`;
     if (this.#entries.has(path)) return "entries that are named twice";
     if (this.#implied.has(path) && entry.type !== "directory") return "entries in place of a directory";
     if (entry.type === "hardlink" && this.#entries.get(cleanPath(entry.linkName))?.type !== "file") {

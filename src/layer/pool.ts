@@ -7,7 +7,7 @@ import { Piscina } from "piscina";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
 import { loadNative } from "../native.ts";
 import { inheritNative, inheritPortable } from "./inherit.ts";
-import type { ImplicitDirectory, LayerEngine, LayerJob, UnpackedLayer } from "./layer.ts";
+import type { ImplicitDirectories, LayerEngine, LayerJob, UnpackedLayer } from "./layer.ts";
 import { type Outcome, phases, type Task } from "./task.ts";
 
 export interface EngineOptions {
@@ -69,12 +69,15 @@ class WorkerEngine implements LayerEngine {
     }
   }
 
-  async inherit(
-    upper: string,
-    lowers: readonly string[],
-    directories: readonly ImplicitDirectory[],
-  ): Promise<void> {
+  async inherit(upper: string, lowers: readonly string[], directories: ImplicitDirectories): Promise<void> {
     await this.#inherit(upper, lowers, directories);
+  }
+
+  async sync(directory: string): Promise<void> {
+    const native = loadNative();
+    if (native.kind === "missing") throw new PullError("unsupported", native.reason);
+    const result = await native.binding.syncFileSystem(directory);
+    if (result < 0) throw new PullError("internal", `syncfs of ${directory} failed: errno ${-result}`);
   }
 
   async close(): Promise<void> {

@@ -10,6 +10,7 @@ import { PullError } from "../errors.ts";
 import { layerPacking } from "../oci/media.ts";
 import { Checks } from "./check.ts";
 import { type Compression, type Decompressor, type Output, PassThrough, Sniffer } from "./decompress.ts";
+import { noDirectories } from "./directories.ts";
 import type { LayerJob, UnpackedLayer } from "./layer.ts";
 import { PlainArchive } from "./plain.ts";
 import { TarParser } from "./tar.ts";
@@ -55,7 +56,7 @@ export async function unpackPortable(job: LayerJob, isCancelled: () => boolean):
   return {
     bytes: checks.tarBytes,
     entries: parser.entries,
-    implicitDirectories: [],
+    implicitDirectories: noDirectories,
     waitedMs: spool.waitedMs,
     elapsedMs: performance.now() - began,
   };

@@ -24,7 +24,7 @@ type State =
   /** In an extended header, which describes the entry that follows it. */
   | {
       readonly kind: "extended";
-      readonly type: string;
+      readonly raw: RawHeader;
       readonly body: Buffer;
       leftBytes: number;
     }
@@ -103,7 +103,7 @@ export class TarParser {
         buffer.copy(state.body, state.body.length - state.leftBytes, at, next);
         state.leftBytes -= next - at;
         if (state.leftBytes === 0) {
-          this.#override(state.type, state.body);
+          this.#override(state.raw, state.body);
           this.#skipPadding(padding(state.body.length));
         }
         return next;
@@ -152,18 +152,18 @@ export class TarParser {
     if (raw.sizeBytes > extendedBytesMax)
       throw new PullError("corrupt", "an extended header is over 1 MiB long");
     const body = Buffer.allocUnsafe(raw.sizeBytes);
-    if (body.length === 0) this.#override(raw.typeflag, body);
-    else this.#state = { kind: "extended", type: raw.typeflag, body, leftBytes: body.length };
+    if (body.length === 0) this.#override(raw, body);
+    else this.#state = { kind: "extended", raw, body, leftBytes: body.length };
     return at;
   }
 
   /** A global header must be well-formed and changes nothing, but Go forgets what came before it. */
-  #override(type: string, body: Buffer): void {
-    if (type === "g") {
-      parseRecords(body);
+  #override({ typeflag, name }: RawHeader, body: Buffer): void {
+    if (typeflag === "g") {
+      this.#sink.global(parseRecords(body).get("path") || name);
       this.#overrides = new Overrides();
     } else {
-      this.#overrides.add(type, body);
+      this.#overrides.add(typeflag, body);
     }
   }
 

@@ -8,8 +8,8 @@
 import { constants } from "node:os";
 import { PullError } from "../errors.ts";
 import type { Binding } from "../native.ts";
-import { Directories } from "./directories.ts";
-import { corrupt } from "./header.ts";
+import { Directories, type Times } from "./directories.ts";
+import { corrupt, unsupported } from "./header.ts";
 
 /** An open directory of the tree. */
 export interface Directory {
@@ -22,7 +22,7 @@ export interface Directory {
 export type Kind = "absent" | "directory" | "symlink" | "file" | "other" | "whiteout";
 
 /** Most symbolic links on one path, as in the kernel. */
-const linksMax = 40;
+export const linksMax = 40;
 /** Most components on one path, those of links' targets included; more are only ever made to keep us busy. */
 const stepsMax = 4096;
 /** The kernel's PATH_MAX without its NUL byte. */
@@ -36,7 +36,7 @@ const fileTypes = { mask: 0o170000, directory: 0o040000, symlink: 0o120000, file
 
 export class Tree implements Disposable {
   readonly #native: Binding;
-  readonly #root: Directory;
+  readonly root: Directory;
   /** By real path. */
   readonly #open = new Map<string, Directory>();
   /** By the archive's own path; emptied together with #open. */
@@ -44,6 +44,8 @@ export class Tree implements Disposable {
   readonly #stat = new Float64Array(8);
   readonly #pathBytesMax: number;
   readonly directories = new Directories();
+  /** The archive has named a directory by a path that leads through a symbolic link. */
+  #isNamedThroughLink = false;
 
   /** Throws `internal` when the root cannot be opened. */
   constructor(native: Binding, root: string) {
@@ -51,13 +53,13 @@ export class Tree implements Disposable {
     const path = Buffer.from(root).toString("latin1");
     const fd = native.openRoot(path);
     if (fd < 0) throw systemError(fd, "opening the staging directory");
-    this.#root = { fd, path: "" };
+    this.root = { fd, path: "" };
     this.#pathBytesMax = pathBytesMax - path.length - 1;
   }
 
   [Symbol.dispose](): void {
     this.#closeAll();
-    this.#native.close(this.#root.fd);
+    this.#native.close(this.root.fd);
   }
 
   /**
@@ -65,7 +67,7 @@ export class Tree implements Disposable {
    * other than a directory is in the way, it throws `corrupt`.
    */
   directory(path: string, make: boolean): Directory {
-    if (path === "") return this.#root;
+    if (path === "") return this.root;
     const known = this.#resolved.get(path);
     if (known) return known;
     const found = this.#walk(path, make);
@@ -106,19 +108,30 @@ export class Tree implements Disposable {
     return path;
   }
 
-  /** Removes what is there, with all below it, and forgets whatever was known of paths through it. */
+  /** The archive has named this directory, and meant a parent of that path. */
+  name(at: Directory, name: string, parent: string, times: Times): void {
+    if (at.path !== parent) this.#isNamedThroughLink = true;
+    this.directories.name(this.pathOf(at, name), times);
+  }
+
+  /**
+   * Removes what is there, and forgets whatever was known of paths through it. Not a directory: in the end containerd
+   * sets the times of all that were named, on whatever their names lead to by then, and those that were not named have
+   * taken after lower layers already. An archive that is so untidy is left to it.
+   */
   remove(at: Directory, name: string): void {
     const kind = this.kind(at, name);
-    if (kind === "directory" || kind === "symlink") this.#closeOthers(at);
-    check(this.#native.removeTree(at.fd, name), "removing an entry that is replaced");
-    if (kind === "directory") this.directories.remove(this.pathOf(at, name));
+    if (kind === "directory" || (kind === "symlink" && this.#isNamedThroughLink))
+      throw unsupported("something else in place of", this.pathOf(at, name));
+    if (kind === "symlink") this.#closeOthers(at);
+    check(this.#native.removeFile(at.fd, name), "removing an entry that is replaced");
   }
 
   #walk(path: string, make: boolean): Directory {
     const pending = path.split("/").toReversed();
     let links = 0;
     let steps = 0;
-    let current = this.#root;
+    let current = this.root;
     for (let name = pending.pop(); name !== undefined; name = pending.pop()) {
       steps += 1;
       if (steps > stepsMax) throw corrupt(`a path of too many steps: ${JSON.stringify(path.slice(0, 100))}`);
@@ -134,15 +147,15 @@ export class Tree implements Disposable {
       }
       links += 1;
       if (links > linksMax) throw corrupt(`a path through too many symbolic links: ${JSON.stringify(path)}`);
-      if (next.startsWith("/")) current = this.#root;
-      pending.push(...next.split("/").toReversed());
+      if (next.startsWith("/")) current = this.root;
+      pending.push(...leadsTo(next, links === 1).toReversed());
     }
     return current;
   }
 
   /** A directory whose path has no links in it. */
   #real(path: string): Directory {
-    let current = this.#root;
+    let current = this.root;
     for (const name of path.split("/")) {
       if (name === "") continue;
       const next = this.#enter(current, name, false);
@@ -159,8 +172,8 @@ export class Tree implements Disposable {
     if (known) return known;
     let fd = this.#native.openDirectory(at.fd, name);
     if (fd === -ENOENT && make) {
-      fd = this.#makeDirectory(at, name);
       this.directories.imply(path);
+      fd = this.#makeDirectory(at, name, false);
     }
     if (fd === -ENOTDIR || fd === -ELOOP) {
       const target = this.#native.readLink(at.fd, name);
@@ -169,9 +182,8 @@ export class Tree implements Disposable {
         throw corrupt(`an entry below ${JSON.stringify(path)}, which is not a directory`);
       }
       // The spec hides what lies below a whiteout and shows what the same layer puts there: an opaque directory.
-      check(this.#native.removeTree(at.fd, name), "replacing a whiteout");
-      fd = this.#makeDirectory(at, name);
-      this.makeOpaque(at, name);
+      check(this.#native.removeFile(at.fd, name), "replacing a whiteout");
+      fd = this.#makeDirectory(at, name, true);
     }
     if (fd < 0) throw systemError(fd, `entering ${JSON.stringify(path)}`);
     return this.#keep({ fd, path });
@@ -183,11 +195,12 @@ export class Tree implements Disposable {
     check(status, "making a directory opaque");
   }
 
-  #makeDirectory(at: Directory, name: string): number {
+  #makeDirectory(at: Directory, name: string, isOpaque: boolean): number {
     const made = this.#native.makeDirectory(at.fd, name, 0o755);
     if (made < 0) return made;
     // Below a setgid directory the kernel would have the bit passed on; containerd takes it away again.
     check(this.#native.setMode(at.fd, name, 0o755), "setting the mode of a directory");
+    if (isOpaque) this.makeOpaque(at, name);
     return this.#native.openDirectory(at.fd, name);
   }
 
@@ -206,8 +219,20 @@ export class Tree implements Disposable {
   #closeOthers(kept: Directory): void {
     if (this.#open.get(kept.path) === kept) this.#open.delete(kept.path);
     this.#closeAll();
-    if (kept !== this.#root) this.#open.set(kept.path, kept);
+    if (kept !== this.root) this.#open.set(kept.path, kept);
   }
+}
+
+/**
+ * The components of the target of a symbolic link that a path leads through. containerd takes each ".." in it together
+ * with the name before it, links or not; where that may end elsewhere than the system would, the archive is left to it.
+ */
+export function leadsTo(target: string, isFirst: boolean): string[] {
+  const parts = target.split("/").filter((part) => part !== "" && part !== ".");
+  const climbs = parts.lastIndexOf("..") + 1;
+  const isPlain = climbs === 0 || (isFirst && parts.slice(0, climbs).every((part) => part === ".."));
+  if (!isPlain) throw unsupported("a path through a symbolic link to", target);
+  return parts;
 }
 
 export function parentOf(path: string): string {

@@ -6,6 +6,8 @@ export interface Platform {
   readonly os: string;
   readonly architecture: string;
   readonly variant?: string;
+  /** A version or features of the system are asked for as well. */
+  readonly isNarrowed?: boolean;
 }
 
 export interface Descriptor {

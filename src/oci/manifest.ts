@@ -7,6 +7,7 @@ import { arch } from "node:process";
 import { PullError } from "../errors.ts";
 import type { Descriptor, Platform } from "./descriptor.ts";
 import { type Digest, parseDigest } from "./digest.ts";
+import { type Json, list, malformed, object, parseJson } from "./json.ts";
 import { isConfig, isIndex, isManifest } from "./media.ts";
 
 export interface Manifest {
@@ -19,7 +20,14 @@ export interface Manifest {
 const layersMax = 1024;
 const indexEntriesMax = 10_000;
 
-type Json = Readonly<Record<string, unknown>>;
+/** The fields that are read here, of each kind of object. */
+const fields = {
+  document: ["mediaType", "config", "layers", "manifests", "fsLayers"],
+  descriptor: ["mediaType", "digest", "size", "urls", "annotations", "data", "platform"],
+  platform: ["os", "architecture", "variant", "os.version", "os.features"],
+  config: ["rootfs"],
+  rootfs: ["type", "diff_ids"],
+} as const;
 
 /** The entries of an index, in its order. */
 export function parseIndex(bytes: Uint8Array): Descriptor[] {
@@ -28,7 +36,7 @@ export function parseIndex(bytes: Uint8Array): Descriptor[] {
     throw new PullError("unsupported", "an index that is a manifest too");
   }
   const entries = list(json["manifests"], "manifests");
-  if (entries.length > indexEntriesMax) throw corrupt(`index of ${entries.length} manifests`);
+  if (entries.length > indexEntriesMax) throw malformed(`index of ${entries.length} manifests`);
   return entries.map((entry) => descriptor(entry));
 }
 
@@ -39,21 +47,22 @@ export function parseManifest(bytes: Uint8Array): Manifest {
     throw new PullError("unsupported", "a manifest that is an index too");
   }
   const layers = list(json["layers"] ?? [], "layers");
-  if (layers.length > layersMax) throw corrupt(`manifest of ${layers.length} layers`);
-  const config = descriptor(json["config"]);
+  if (layers.length > layersMax) throw malformed(`manifest of ${layers.length} layers`);
+  const config = part(json["config"]);
   if (!isConfig(config.mediaType)) {
     throw new PullError("unsupported", `config of type ${JSON.stringify(config.mediaType.slice(0, 200))}`);
   }
-  return { config, layers: layers.map((layer) => descriptor(layer)) };
+  return { config, layers: layers.map((layer) => part(layer)) };
 }
 
 /** The digests of the uncompressed layers, bottom up. */
 export function parseConfig(bytes: Uint8Array): { readonly diffIDs: readonly Digest[] } {
-  const rootfs = object(parseObject(bytes, "config")["rootfs"], "rootfs");
+  const config = object(parseJson(bytes, "config"), "config", fields.config);
+  const rootfs = object(config["rootfs"], "rootfs", fields.rootfs);
   const type = rootfs["type"] ?? "";
   if (type !== "" && type !== "layers") throw new PullError("unsupported", "a rootfs that is no layers");
   const diffIDs = list(rootfs["diff_ids"] ?? [], "diff_ids");
-  if (diffIDs.length > layersMax) throw corrupt(`config of ${diffIDs.length} diffIDs`);
+  if (diffIDs.length > layersMax) throw malformed(`config of ${diffIDs.length} diffIDs`);
   return { diffIDs: diffIDs.map((diffID) => digest(diffID)) };
 }
 
@@ -68,24 +77,33 @@ export function hostPlatform(): Platform {
 }
 
 /**
- * The entry that containerd's default matcher would take on this host (reference 6.6): amd64 also runs 386, arm64 also
- * arm, newer variants first; among equals the first. Entries without a platform are containerd's to judge.
+ * The entry that every containerd takes on this host (reference 6.6): the first of the host's own platform. Entries that
+ * one version takes and another does not are containerd's to judge: without a platform, for an older architecture that
+ * the host also runs, or for a version or features of the system.
  */
 export function selectPlatform(entries: readonly Descriptor[], host: Platform): Descriptor {
-  let best: { readonly entry: Descriptor; readonly rank: number } | undefined;
+  let isSecondChoice = false;
+  let own: Descriptor | undefined;
   for (const entry of entries) {
     if (entry.platform === undefined) throw new PullError("unsupported", "an index entry without a platform");
-    const rank = preference(normalised(entry.platform), host);
-    if (rank !== undefined && (best === undefined || rank < best.rank)) best = { entry, rank };
+    const platform = normalised(entry.platform);
+    if (platform.os !== host.os) continue;
+    const isOwn = platform.architecture === host.architecture && platform.variant === (host.variant ?? "");
+    isSecondChoice ||= secondChoices[host.architecture] === platform.architecture;
+    if (isOwn && entry.platform.isNarrowed)
+      throw new PullError("unsupported", "an index entry with os.features");
+    if (isOwn) own ??= entry;
   }
-  if (best === undefined) throw new PullError("not_found", "no match for platform in manifest");
-  return best.entry;
+  if (own) return own;
+  if (isSecondChoice) throw new PullError("unsupported", "an index without this host's own architecture");
+  throw new PullError("not_found", "no match for platform in manifest");
 }
 
-const armVariants = ["v8", "v7", "v6", "v5"];
+/** Older architectures that a host may run as well. */
+const secondChoices: Readonly<Record<string, string>> = { amd64: "386", arm64: "arm" };
 
 /** containerd reads several spellings as one platform, and an empty system as the host's. */
-function normalised({ os, architecture, variant = "" }: Platform): Required<Platform> {
+function normalised({ os, architecture, variant = "" }: Platform): Platform & { readonly variant: string } {
   const system = os === "" ? "linux" : os.toLowerCase();
   const given = variant.toLowerCase();
   const name = architecture.toLowerCase();
@@ -115,60 +133,70 @@ function armVariant(given: string): string {
   return /^[5-8]$/.test(given) ? `v${given}` : given;
 }
 
-/** 0 is best; undefined means that it does not run here. */
-function preference({ os, architecture, variant }: Required<Platform>, host: Platform): number | undefined {
-  if (os !== host.os) return undefined;
-  if (architecture === host.architecture && variant === (host.variant ?? "")) return 0;
-  if (host.architecture === "amd64") return architecture === "386" && variant === "" ? 1 : undefined;
-  const older = host.architecture === "arm64" && architecture === "arm" ? armVariants.indexOf(variant) : -1;
-  return older === -1 ? undefined : 1 + older;
+/** A config or a layer: nothing but where its bytes are in the registry may be said of it. */
+function part(value: unknown): Descriptor {
+  const parsed = descriptor(value);
+  if (parsed.platform !== undefined)
+    throw new PullError("unsupported", "a config or a layer with a platform");
+  // containerd refuses to fetch it.
+  if (parsed.size === 0) throw new PullError("unsupported", "a config or a layer of no bytes");
+  return parsed;
 }
 
 function descriptor(value: unknown): Descriptor {
-  const json = object(value, "descriptor");
-  const { mediaType, size, annotations, platform } = json;
-  if (typeof mediaType !== "string") throw corrupt("descriptor without mediaType");
+  const json = object(value, "descriptor", fields.descriptor);
+  const { mediaType, size, annotations, platform, urls, data } = json;
+  if (typeof mediaType !== "string") throw malformed("descriptor without mediaType");
   if (typeof size !== "number" || !Number.isSafeInteger(size) || size < 0)
-    throw corrupt("descriptor with a bad size");
+    throw malformed("descriptor with a bad size");
+  // containerd would take the bytes from there, or from here, and not from the registry.
+  const isElsewhere = (isSet(urls) && !(Array.isArray(urls) && urls.length === 0)) || isSet(data);
+  if (isElsewhere) throw new PullError("unsupported", "a descriptor with urls or data");
   return {
     mediaType,
     digest: digest(json["digest"]),
     size,
-    ...(annotations !== undefined && annotations !== null && { annotations: strings(annotations) }),
-    ...(platform !== undefined && platform !== null && { platform: platformOf(platform) }),
+    ...(isSet(annotations) && { annotations: strings(annotations) }),
+    ...(isSet(platform) && { platform: platformOf(platform) }),
   };
 }
 
+function isSet(value: unknown): boolean {
+  return value !== undefined && value !== null;
+}
+
 function platformOf(value: unknown): Platform {
-  const { os, architecture, variant } = object(value, "platform");
+  const json = object(value, "platform", fields.platform);
+  const { os, architecture, variant } = json;
   return {
     os: typeof os === "string" ? os : "",
     architecture: typeof architecture === "string" ? architecture : "",
     ...(typeof variant === "string" && { variant }),
+    ...((isSet(json["os.version"]) || isSet(json["os.features"])) && { isNarrowed: true }),
   };
 }
 
 function strings(value: unknown): Record<string, string> {
-  const entries = Object.entries(object(value, "annotations"));
+  const entries = Object.entries(object(value, "annotations", []));
   return Object.fromEntries(
     entries.filter((entry): entry is [string, string] => typeof entry[1] === "string"),
   );
 }
 
 function digest(value: unknown): Digest {
-  if (typeof value !== "string") throw corrupt("digest that is no string");
+  if (typeof value !== "string") throw malformed("digest that is no string");
   try {
     return parseDigest(value);
   } catch (error) {
     // In a reference it would be the caller's mistake; here it is the image's.
     const failure = PullError.from(error);
-    throw failure.code === "invalid" ? corrupt(failure.message) : failure;
+    throw failure.code === "invalid" ? malformed(failure.message) : failure;
   }
 }
 
 /** An index or a manifest, which containerd refuses alike when it holds layers of schema 1. */
 function parseDocument(bytes: Uint8Array, what: string): Json {
-  const json = parseObject(bytes, what);
+  const json = object(parseJson(bytes, what), what, fields.document);
   if ("fsLayers" in json) throw new PullError("unsupported", "a schema 1 manifest");
   return json;
 }
@@ -177,29 +205,4 @@ function parseDocument(bytes: Uint8Array, what: string): Json {
 function claimedType(json: Json): string {
   const { mediaType } = json;
   return typeof mediaType === "string" ? mediaType : "";
-}
-
-function parseObject(bytes: Uint8Array, what: string): Json {
-  try {
-    return object(JSON.parse(Buffer.from(bytes).toString("utf8")), what);
-  } catch (error) {
-    throw error instanceof PullError
-      ? error
-      : new PullError("corrupt", `${what} is not JSON`, { cause: error });
-  }
-}
-
-function object(value: unknown, what: string): Json {
-  if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw corrupt(`${what} that is no object`);
-  return value as Json;
-}
-
-function list(value: unknown, what: string): readonly unknown[] {
-  if (!Array.isArray(value)) throw corrupt(`${what} that is no list`);
-  return value;
-}
-
-function corrupt(what: string): PullError {
-  return new PullError("corrupt", `malformed image: ${what}`);
 }

@@ -32,7 +32,7 @@ export function isConfig(mediaType: string): boolean {
 /**
  * How to unpack a layer of this type. An OCI layer without suffix is plain tar and never sniffed; all others are
  * sniffed, as containerd does. Throws `unsupported` for what containerd must pull itself: encrypted, foreign and
- * non-distributable layers, and types that are no layers at all.
+ * non-distributable layers, Docker's type for zstd, which only containerd 2 knows, and types that are no layers at all.
  */
 export function layerPacking(mediaType: string): Packing {
   switch (mediaType) {
@@ -42,7 +42,6 @@ export function layerPacking(mediaType: string): Packing {
     case `${ociLayer}+zstd`:
     case dockerLayer:
     case `${dockerLayer}.gzip`:
-    case `${dockerLayer}.zstd`:
       return "sniff";
     default:
       throw new PullError("unsupported", `layer type ${JSON.stringify(mediaType.slice(0, 200))}`);

@@ -1,41 +1,56 @@
 // One blob on its way into a spool, shared by every layer (of whatever pull) that is made of it.
 //
-// The download starts with the object and runs beside its readers. A blob is disposed of when its last reader is gone:
-// then its bytes move into containerd's content store if they are to be kept and have been found right, and vanish
-// with the spool if not.
+// The download starts with the object, once there is room, and runs beside its readers. When the last reader is gone
+// the spool is parked, for the next pull to go on from; unless a reader has said that the bytes are right and not needed
+// any more, or wrong, or that they are to move into containerd's content store.
 
 import type { Labels } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
+import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Repository, RequestPermits } from "../registry/registry.ts";
-import { Spool } from "../spool.ts";
+import type { Spool } from "../spool.ts";
+import type { Keep } from "./journal.ts";
 import type { LeaseShare } from "./lease.ts";
+import type { HeldSpool, Spools } from "./spools.ts";
 
 export interface BlobOptions {
   readonly descriptor: Descriptor;
   readonly repository: Repository;
   readonly permits: RequestPermits;
-  /** The spool's path; it must not exist. */
-  readonly file: string;
+  readonly spools: Spools;
+  /** Smaller gets room in the spool earlier. */
+  readonly urgency: number;
   /** The lease to adopt under; held by the blob until it is disposed of. */
   readonly lease: LeaseShare;
   readonly warn: (error: PullError) => void;
   readonly downloaded: (seconds: number) => void;
 }
 
+/** What becomes of the spool in the end. */
+type End =
+  | { readonly kind: "park" }
+  | { readonly kind: "discard" }
+  | { readonly kind: "adopt"; readonly keep: Keep };
+
 export class Blob implements AsyncDisposable {
   readonly spool: Spool;
+  /** Some of the bytes come from a former attempt, and may be why the whole is wrong. */
+  readonly isResumed: boolean;
   /** Settles when the first request may be sent: from then on the download makes progress without its readers. */
   readonly started: Promise<void>;
   readonly #done: Promise<void>;
   /** Set before readers of the spool are woken up. */
   #failure: PullError | undefined;
   readonly #options: BlobOptions;
-  #adoptLabels: Labels | undefined;
+  readonly #held: HeldSpool;
+  #end: End = { kind: "park" };
 
-  private constructor(options: BlobOptions, spool: Spool, signal: AbortSignal) {
+  private constructor(options: BlobOptions, held: HeldSpool, signal: AbortSignal) {
     this.#options = options;
-    this.spool = spool;
+    this.#held = held;
+    this.spool = held.spool;
+    this.isResumed = held.isResumed;
     let start = (): void => {};
     this.started = new Promise((resolve) => {
       start = resolve;
@@ -45,8 +60,9 @@ export class Blob implements AsyncDisposable {
 
   static async start(options: BlobOptions, signal: AbortSignal): Promise<Blob> {
     try {
-      const spool = await Spool.create(options.file, options.descriptor.size);
-      return new Blob(options, spool, signal);
+      const held = await options.spools.take(options.descriptor, options.urgency, signal);
+      failpoint("spool-taken");
+      return new Blob(options, held, signal);
     } catch (error) {
       await options.lease[Symbol.asyncDispose]();
       throw PullError.from(error);
@@ -58,26 +74,56 @@ export class Blob implements AsyncDisposable {
     if (this.#failure) throw this.#failure;
   }
 
-  /** Says that the bytes have the right digest and are to be kept in the content store under these labels. */
-  keep(labels: Labels): void {
-    this.#adoptLabels = labels;
+  /** Says that the bytes have the right digest and are to be kept in the content store. */
+  async keep({ image, labels }: Keep): Promise<void> {
+    const before = this.#end.kind === "adopt" ? this.#end.keep.labels : {};
+    const keep = { image, labels: mergeLabels(before, labels) };
+    this.#end = { kind: "adopt", keep };
+    await this.#held.keep(keep);
   }
 
-  /** Waits for the download to stop; adopts the bytes or drops them. Never throws. */
+  /** Says that the bytes are wrong, or right and not needed any more. Never undoes keep(). */
+  discard(): void {
+    if (this.#end.kind === "park") this.#end = { kind: "discard" };
+  }
+
+  /** Waits for the download to stop, then parks, discards or adopts. Never throws. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#done;
     try {
-      if (this.#adoptLabels !== undefined) {
-        const { descriptor, lease } = this.#options;
-        await this.spool.sync();
-        await lease.lease.adoptContent(descriptor, this.spool.view.path, this.#adoptLabels);
-      }
+      await this.#finish();
     } catch (error) {
-      this.#options.warn(PullError.from(error));
+      await this.#failed(PullError.from(error));
     } finally {
-      await this.spool[Symbol.asyncDispose]();
       await this.#options.lease[Symbol.asyncDispose]();
     }
+  }
+
+  async #finish(): Promise<void> {
+    if (this.#end.kind === "park") {
+      await this.#held.park();
+      return;
+    }
+    if (this.#end.kind === "adopt") {
+      const { descriptor, lease } = this.#options;
+      await this.spool.sync();
+      await lease.lease.adoptContent(descriptor, this.spool.view.path, this.#end.keep.labels);
+      failpoint("adopted");
+    }
+    await this.#held.discard();
+  }
+
+  async #failed(failure: PullError): Promise<void> {
+    // An adoption was promised, and whoever takes it up later looks at the bytes once more.
+    const isDeferred =
+      this.#end.kind === "adopt" &&
+      (await this.#held.defer(this.#end.keep).then(
+        () => true,
+        () => false,
+      ));
+    if (isDeferred) return;
+    this.#options.warn(failure);
+    await this.#held.discard().catch(() => {});
   }
 
   async #download(start: () => void, signal: AbortSignal): Promise<void> {
@@ -95,7 +141,20 @@ export class Blob implements AsyncDisposable {
       downloaded((performance.now() - began) / 1000);
     } catch (error) {
       this.#failure = PullError.from(error);
+      // A full disk is not helped by half a blob.
+      if (this.#failure.code === "exhausted") this.discard();
       this.spool.fail();
     }
   }
+}
+
+/** Of several repositories that one registry has the blob in, all are named, in order, as containerd does it. */
+function mergeLabels(before: Labels, added: Labels): Labels {
+  const merged = { ...before, ...added };
+  for (const [key, value] of Object.entries(added)) {
+    const former = before[key];
+    if (former === undefined || !key.startsWith("containerd.io/distribution.source.")) continue;
+    merged[key] = [...new Set([...former.split(","), ...value.split(",")])].sort().join(",");
+  }
+  return merged;
 }

@@ -4,17 +4,21 @@
 // Resolve (always, with the caller's credentials: it is also the access check, KEP-2535), plan, then every missing
 // layer side by side. What was reached is held until the image is disposed of, whether the pull succeeded or not.
 
-import type { Containerd, Labels } from "../containerd/containerd.ts";
-import { PullError } from "../errors.ts";
+import type { Containerd } from "../containerd/containerd.ts";
+import { type ErrorCode, PullError, throwIfAborted } from "../errors.ts";
+import { failpoint } from "../failpoint.ts";
+import type { Descriptor } from "../oci/descriptor.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Repository, Resolved } from "../registry/registry.ts";
 import { instanceLabel } from "./instance.ts";
+import type { Keep } from "./journal.ts";
 import { type Layer, whileNotAborted } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
-import { countPresent, type Plan, plan } from "./plan.ts";
+import { countPresent, type Plan, type PlannedLayer, plan } from "./plan.ts";
 import type { PullEvents } from "./pull.ts";
 import type { Share } from "./sharing.ts";
 import type { Site } from "./site.ts";
+import { mustFit, type Room } from "./space.ts";
 import type { LayerRequest, Work } from "./work.ts";
 
 export interface ImageOptions {
@@ -33,8 +37,10 @@ export class Image implements AsyncDisposable {
   /** Why not everything is in place; see Pulled.failure. */
   failure: PullError | undefined;
   readonly #options: ImageOptions;
-  readonly #layers: Share<Layer>[] = [];
+  #layers: readonly Share<Layer>[] = [];
   #lease: LeaseShare | undefined;
+  /** Layers that were not there when the pull began. */
+  #missing: readonly PlannedLayer[] = [];
 
   private constructor(options: ImageOptions) {
     this.#options = options;
@@ -47,13 +53,14 @@ export class Image implements AsyncDisposable {
       await image.#run(signal);
     } catch (error) {
       image.failure = PullError.from(error);
-      await image.#stop();
+      await image.#stop(image.failure);
     }
     return image;
   }
 
   /** Gives everything back: kept layers are adopted, the rest is dropped, and the lease is deleted last. */
   async [Symbol.asyncDispose](): Promise<void> {
+    if (this.failure) await this.#finishBroken(this.failure);
     await Promise.all(this.#layers.map((layer) => layer[Symbol.asyncDispose]()));
     await this.#lease?.[Symbol.asyncDispose]();
   }
@@ -61,12 +68,15 @@ export class Image implements AsyncDisposable {
   async #run(signal: AbortSignal): Promise<void> {
     const { site, containerd, repository } = this.#options;
     const resolved = await this.#resolve(signal);
+    failpoint("resolved");
+    await site.claim();
     const lease = shareLease(await containerd.lease({ [instanceLabel]: site.instance.id }));
     this.#lease = lease;
+    failpoint("leased");
     const planned = await plan(resolved, repository, lease.lease, site.facts.contentRoot, signal);
-    const metadata = planned.metadata.map((blob) => lease.lease.putContent(blob.descriptor, blob.bytes, {}));
-    await Promise.all([...metadata, this.#complete(planned, lease, signal)]);
-    if (this.#options.keepLayers) await this.#keep();
+    await this.#fill(planned, lease, signal);
+    await this.#finishBlobs(this.#keep());
+    failpoint("complete");
   }
 
   async #resolve(signal: AbortSignal): Promise<Resolved> {
@@ -78,35 +88,99 @@ export class Image implements AsyncDisposable {
     return resolved;
   }
 
+  /**
+   * Writes the metadata and makes the layers, side by side. When one of them fails the others are stopped and waited
+   * for: what was begun behind a failure would go on without a lease, and nobody would ever give it back.
+   */
+  async #fill(planned: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {
+    const failed = new AbortController();
+    const metadata = planned.metadata.map((blob) => lease.lease.putContent(blob.descriptor, blob.bytes, {}));
+    failpoint("planned");
+    const layers = this.#complete(planned, lease, AbortSignal.any([signal, failed.signal]));
+    try {
+      await Promise.all([...metadata, layers]);
+    } catch (error) {
+      failed.abort();
+      await Promise.allSettled([...metadata, layers]);
+      throw error;
+    }
+  }
+
   async #complete({ layers }: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {
     const { name, work, repository, site } = this.#options;
     const present = await countPresent(layers, lease.lease);
+    const unkept = await this.#findUnkept(layers.slice(0, present), lease);
+    this.#missing = layers.slice(present);
+    const room = await this.#fit(this.#missing);
+    throwIfAborted(signal);
+    const shares: Share<Layer>[] = [];
     let parent: LayerRequest["parent"];
     for (const [index, layer] of layers.entries()) {
       let committed: Promise<unknown> = Promise.resolve();
-      if (index >= present) {
-        const share = work.layer({ layer, index, parent, image: name, repository, lease, site });
-        this.#layers.push(share);
+      if (index >= present || unkept.has(layer)) {
+        const keep = this.#keep();
+        const share = work.layer({ layer, index, parent, image: name, repository, lease, site, keep, room });
+        shares.push(share);
         committed = share.result;
       }
       parent = { chainID: layer.chainID, committed };
     }
-    await whileNotAborted(Promise.all(this.#layers.map((share) => share.result)), signal);
+    this.#layers = shares;
+    await whileNotAborted(Promise.all(shares.map((share) => share.result)), signal);
   }
 
-  async #keep(): Promise<void> {
-    const { host, repository } = this.#options.reference;
-    const source = `containerd.io/distribution.source.${host.replace(/:\d+$/, "")}`;
-    const labels: Labels = { [source]: repository };
-    for (const share of this.#layers) await (await share.result).keepBlob(labels);
+  /**
+   * Layers that are committed and whose blobs are not where containerd would have them: another pull of ours has them
+   * still, or broke off and left them. Such a layer is gone through like a missing one, which brings its blob along.
+   */
+  async #findUnkept(layers: readonly PlannedLayer[], { lease }: LeaseShare): Promise<Set<PlannedLayer>> {
+    const { work, site, keepLayers } = this.#options;
+    const unkept = new Set<PlannedLayer>();
+    if (!keepLayers) return unkept;
+    for (const layer of layers) {
+      const isLeft = site.spools.isParked(layer.descriptor.digest);
+      if (work.isUnderWay(layer.chainID)) unkept.add(layer);
+      else if (isLeft && (await lease.holdContent(layer.descriptor)))
+        await site.spools.drop([layer.descriptor.digest]);
+      else if (isLeft) unkept.add(layer);
+    }
+    return unkept;
   }
 
-  /** After a failure: stops what is unfinished and gives up every spool, but keeps what is committed under its lease. */
-  async #stop(): Promise<void> {
-    const unfinished = new Set(this.#layers);
+  /** What earlier pulls left in the spool gives way to a pull that needs the space, but for what it can go on with. */
+  async #fit(missing: readonly PlannedLayer[]): Promise<Room> {
+    const { site, work, keepLayers } = this.#options;
+    const { facts, spools } = site;
+    const layers = missing.filter(({ chainID }) => !work.isUnderWay(chainID));
+    const need = { layers, keep: keepLayers, present: (blob: Descriptor) => spools.presentBytes(blob) };
+    const folders = { spool: facts.contentRoot, staging: facts.snapshotterRoot };
+    try {
+      return await mustFit(need, folders);
+    } catch (error) {
+      const own = new Set(layers.map(({ descriptor }) => descriptor.digest));
+      if (!(await spools.dropAllBut(own))) throw error;
+      return await mustFit(need, folders);
+    }
+  }
+
+  /** As containerd labels what it fetched (reference 2.4); undefined when layers are not kept. */
+  #keep(): Keep | undefined {
+    if (!this.#options.keepLayers) return undefined;
+    const { host, repository, name } = this.#options.reference;
+    const labels = { [`containerd.io/distribution.source.${host.replace(/:\d+$/, "")}`]: repository };
+    return { image: name, labels };
+  }
+
+  async #finishBlobs(keep: Keep | undefined): Promise<void> {
+    for (const share of this.#layers) await (await share.result).finishBlob(keep);
+  }
+
+  /** After a failure: stops what is unfinished, but holds what is committed for containerd's own attempt. */
+  async #stop({ code }: PullError): Promise<void> {
+    const finished = new Set<Share<Layer>>();
     for (const share of this.#layers) {
       share.result.then(
-        () => unfinished.delete(share),
+        () => finished.add(share),
         () => {},
       );
     }
@@ -114,8 +188,37 @@ export class Image implements AsyncDisposable {
     await new Promise((resolve) => {
       setImmediate(resolve);
     });
-    await Promise.all([...unfinished].map((share) => share[Symbol.asyncDispose]()));
-    const finished = this.#layers.filter((share) => !unfinished.has(share));
-    await Promise.all(finished.map(async (share) => (await share.result).dropBlob()));
+    const unfinished = this.#layers.filter((share) => !finished.has(share));
+    this.#layers = [...finished];
+    await Promise.all(unfinished.map((share) => share[Symbol.asyncDispose]()));
+    const { keepLayers, site } = this.#options;
+    if (!keepLayers && !resumable.has(code)) await this.#dropBlobs();
+    const { spools } = site;
+    if (code === "exhausted") await spools.drop();
+    else if (!resumable.has(code))
+      await spools.drop(this.#missing.map(({ descriptor }) => descriptor.digest));
+  }
+
+  /** Nobody needs the blob of a committed layer where layers are not kept. */
+  async #dropBlobs(): Promise<void> {
+    await this.#finishBlobs(undefined);
+    const own = this.#layers.filter((share) => !share.isShared());
+    await Promise.all(own.map(async (share) => (await share.result).dropBlob()));
+  }
+
+  /**
+   * What becomes of the blobs behind the committed layers of a pull that failed, once containerd has made its own
+   * attempt: it fetches no layer whose snapshot is there, so for an image that it made they are kept as if we had made
+   * it. Otherwise they stay parked only where another attempt may get further.
+   */
+  async #finishBroken({ code }: PullError): Promise<void> {
+    const { containerd, reference } = this.#options;
+    if (this.#layers.length === 0 || code === "cancelled") return;
+    const isMade = await containerd.hasImage(reference.name).catch(() => false);
+    if (isMade) await this.#finishBlobs(this.#keep());
+    else if (!resumable.has(code)) await this.#finishBlobs(undefined);
   }
 }
+
+/** Failures after which the same bytes are likely to be asked for again, and not by containerd alone. */
+const resumable: ReadonlySet<ErrorCode> = new Set(["cancelled", "unavailable", "slow"]);

@@ -2,14 +2,16 @@
 //
 // Whatever outlives a crash (staging directories, spools, leases) carries the instance's id. The proof of life is a
 // listening unix socket named by the id: the kernel closes it with the process, however that ends, so connecting tells
-// the living from the dead, across mount and network namespaces and pid reuse. Only what belongs to the dead is swept.
+// the living from the dead, across mount and network namespaces and pid reuse. Only what belongs to the dead is swept,
+// and their spools change hands.
 
 import { randomBytes } from "node:crypto";
-import { type FileHandle, mkdir, open, readdir, rm } from "node:fs/promises";
+import { type FileHandle, mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { connect, createServer, type Server } from "node:net";
 import { dirname, join } from "node:path";
 import type { Containerd, ContainerdFacts } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
+import { removeTree } from "../removal.ts";
 
 /** Label on every lease of ours; its value is the id of the instance that made it. */
 export const instanceLabel = "io.hawser/instance";
@@ -20,13 +22,19 @@ export interface Instance extends AsyncDisposable {
   readonly id: string;
   /** `<snapshotter root>/io.hawser/staging/<id>`: renamed from there, so it must be the snapshotter's file system. */
   readonly staging: string;
-  /** `<containerd root>/io.hawser/spool/<id>`: adopted from there, so it must be the content store's file system. */
+  /** `<containerd root>/io.hawser/spool/<id>`, which is not made here: adopted from there, so it must be the content store's file system. */
   readonly spool: string;
-  /** Removes what dead instances left, and returns how many of them there were. */
-  sweep(containerd: Containerd): Promise<number>;
+  /** Whether dead instances left spools: a look at a folder, for whoever cannot wait for more. */
+  hasClaims(): Promise<boolean>;
+  /** Makes the spool folders of dead instances ours, and returns where they are now: below our own. */
+  claimSpools(): Promise<string[]>;
+  /** Removes what dead instances, and broken-off calls of our own, left in containerd. */
+  sweepContainerd(containerd: Containerd): Promise<void>;
+  /** Removes the folders of dead instances, and returns how many of them there were. */
+  sweepFolders(): Promise<number>;
 }
 
-/** Takes the lock and makes the directories. Disposing removes them and gives the lock up. */
+/** Takes the lock and makes the staging directory. Disposing removes it and gives the lock up. */
 export async function createInstance(facts: ContainerdFacts): Promise<Instance> {
   const id = randomBytes(8).toString("hex");
   const state = join(dirname(facts.contentRoot), folder);
@@ -37,55 +45,80 @@ export async function createInstance(facts: ContainerdFacts): Promise<Instance> 
   };
   const lock = await Lock.take(places.instances, id);
   const own = { staging: join(places.staging, id), spool: join(places.spool, id) };
-  await mkdir(own.staging, { recursive: true, mode: 0o700 });
-  await mkdir(own.spool, { recursive: true, mode: 0o700 });
+  try {
+    await mkdir(own.staging, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    await lock[Symbol.asyncDispose]();
+    throw error;
+  }
   return {
     id,
     ...own,
-    sweep: (containerd) => sweep(containerd, lock, places, id),
+    hasClaims: async () => (await deadSpools(lock, places.spool, id)).length > 0,
+    claimSpools: () => claimSpools(lock, places.spool, id),
+    sweepContainerd: async (containerd) => {
+      await containerd.sweep(instanceLabel, id, async (other) => !(await lock.isHeld(other)));
+    },
+    sweepFolders: () => sweepFolders(lock, places, id),
     [Symbol.asyncDispose]: async () => {
-      await rm(own.staging, { recursive: true, force: true });
-      await rm(own.spool, { recursive: true, force: true });
+      await removeTree(own.staging);
       await lock[Symbol.asyncDispose]();
     },
   };
 }
 
-async function sweep(
-  containerd: Containerd,
+async function deadSpools(lock: Lock, place: string, self: string): Promise<string[]> {
+  const dead: string[] = [];
+  for (const id of await readdir(place).catch(() => []))
+    if (id !== self && !(await lock.isHeld(id))) dead.push(id);
+  return dead;
+}
+
+async function claimSpools(lock: Lock, place: string, self: string): Promise<string[]> {
+  const claimed: string[] = [];
+  for (const id of await deadSpools(lock, place, self)) {
+    const ours = join(place, self, `inherited-${id}`);
+    try {
+      await rename(join(place, id), ours);
+      claimed.push(ours);
+    } catch {
+      // Another instance was faster.
+    }
+  }
+  return claimed;
+}
+
+async function sweepFolders(
   lock: Lock,
-  places: { instances: string; spool: string; staging: string },
+  places: { readonly instances: string; readonly staging: string },
   self: string,
 ): Promise<number> {
   const dead = new Set<string>();
-  const seen = new Map<string, boolean>();
-  const isDead = async (id: string): Promise<boolean> => {
-    const known = seen.get(id);
-    if (known !== undefined) return known;
-    const verdict = id !== self && !(await lock.isHeld(id));
-    seen.set(id, verdict);
-    if (verdict) dead.add(id);
-    return verdict;
-  };
-  await containerd.sweepLeases(instanceLabel, isDead);
-  for (const place of [places.staging, places.spool]) {
-    for (const id of await readdir(place)) {
-      if (await isDead(id)) await rm(join(place, id), { recursive: true, force: true });
-    }
+  for (const id of await readdir(places.staging)) {
+    if (id === self || (await lock.isHeld(id))) continue;
+    dead.add(id);
+    await removeTree(join(places.staging, id));
   }
   // The lock file goes last: while anything of an instance is left, its name still says that it is dead.
   for (const name of await readdir(places.instances)) {
-    if (await isDead(name)) await rm(join(places.instances, name), { force: true });
+    if (name === self || (await lock.isHeld(name))) continue;
+    dead.add(name);
+    await rm(join(places.instances, name), { force: true });
   }
   return dead.size;
 }
 
+/** Between bind(2) and listen(2) a socket refuses connections like a dead one's, so it gets its name behind both. */
+const unborn = ".new";
+
 /** The listening socket. Addressed through /proc/self/fd, since a socket's path may be 107 bytes at the most. */
 class Lock implements AsyncDisposable {
+  readonly #path: string;
   readonly #folder: FileHandle;
   readonly #server: Server;
 
-  private constructor(folderHandle: FileHandle, server: Server) {
+  private constructor(path: string, folderHandle: FileHandle, server: Server) {
+    this.#path = path;
     this.#folder = folderHandle;
     this.#server = server;
   }
@@ -95,13 +128,17 @@ class Lock implements AsyncDisposable {
     const handle = await open(path);
     const server = createServer((socket) => socket.destroy());
     server.unref();
-    await new Promise<void>((resolve, reject) => {
-      server.once("error", (error) =>
-        reject(new PullError("internal", `cannot lock ${path}: ${error.message}`, { cause: error })),
-      );
-      server.listen(`/proc/self/fd/${handle.fd}/${id}`, resolve);
-    });
-    return new Lock(handle, server);
+    const lock = new Lock(join(path, id), handle, server);
+    try {
+      await listen(server, `/proc/self/fd/${handle.fd}/${id}${unborn}`);
+      await rename(join(path, `${id}${unborn}`), join(path, id));
+    } catch (error) {
+      await lock[Symbol.asyncDispose]();
+      throw new PullError("internal", `cannot lock ${path}: ${PullError.from(error).message}`, {
+        cause: error,
+      });
+    }
+    return lock;
   }
 
   /** True unless the kernel says that nobody listens. A doubt counts as alive: sweeping can wait, harm cannot. */
@@ -120,10 +157,18 @@ class Lock implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    // Closing unlinks the socket's file through the folder's descriptor, so the descriptor goes last.
+    // Closing unlinks a socket that has not got its name yet through the folder's descriptor, so the descriptor goes last.
     await new Promise<void>((resolve) => {
       this.#server.close(() => resolve());
     });
+    await rm(this.#path, { force: true });
     await this.#folder.close();
   }
+}
+
+async function listen(server: Server, path: string): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(path, resolve);
+  });
 }

@@ -4,13 +4,17 @@
 // the layer waits for its parent's Commit, and its staging directory is renamed onto the empty upperdir that Prepare
 // made. Nothing is visible to anyone before size, digest and diffID have been found right.
 
-import { chmod, chown, mkdir, rename, rm, stat } from "node:fs/promises";
+import { chmod, chown, mkdir, rename, stat } from "node:fs/promises";
 import type { Labels, PreparedSnapshot } from "../containerd/containerd.ts";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
+import { failpoint } from "../failpoint.ts";
 import type { LayerEngine, LayerLimits, UnpackedLayer } from "../layer/layer.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
+import { removeTree } from "../removal.ts";
+import type { Selinux } from "../selinux.ts";
 import type { Blob } from "./blob.ts";
+import type { Keep } from "./journal.ts";
 import type { LeaseShare } from "./lease.ts";
 import type { Share } from "./sharing.ts";
 
@@ -18,10 +22,20 @@ export interface LayerOptions {
   readonly descriptor: Descriptor;
   readonly diffID: Digest;
   readonly chainID: Digest;
+  /** Of the snapshot, as the image asks for. */
+  readonly labels: Labels;
   readonly parent: { readonly chainID: Digest; readonly committed: Promise<unknown> } | undefined;
-  readonly blob: Share<Blob>;
+  /** Joins the blob's download, or starts it. */
+  readonly blob: () => Share<Blob>;
+  /** How the pull that began this layer wants the blob kept; undefined when it does not. */
+  readonly keep: Keep | undefined;
+  /** Tells that the blob can be let go early if somebody needs its room. */
+  readonly offer: (release: () => void) => Disposable;
+  /** Called between the last write into the snapshot and its Commit, with the snapshot's folder. */
+  readonly settle: (upperdir: string) => Promise<void>;
   readonly lease: LeaseShare;
   readonly engine: LayerEngine;
+  readonly selinux: Selinux;
   readonly limits: LayerLimits;
   /** Waits for a worker to be free for this layer. */
   readonly worker: (signal: AbortSignal) => Promise<Disposable>;
@@ -34,9 +48,13 @@ export interface LayerOptions {
 /** A committed layer. Held by every pull that needs it until that pull is over; then lease and blob are let go. */
 export class Layer implements AsyncDisposable {
   readonly #options: LayerOptions;
+  #blob: Share<Blob>;
+  #offer: Disposable | undefined;
+  #released: Promise<void> | undefined;
 
   private constructor(options: LayerOptions) {
     this.#options = options;
+    this.#blob = options.blob();
   }
 
   /** Resolves once the snapshot is committed. On failure nothing of the layer is left. */
@@ -51,39 +69,77 @@ export class Layer implements AsyncDisposable {
     }
   }
 
-  /** Asks for the blob to be kept once nobody needs the layer's spool any more. */
-  async keepBlob(labels: Labels): Promise<void> {
-    const blob = await this.#options.blob.result;
-    blob.keep({ ...labels, "containerd.io/uncompressed": this.#options.diffID });
+  /** Says what a pull that has succeeded wants with the blob: to keep it, or nothing. */
+  async finishBlob(keep: Keep | undefined): Promise<void> {
+    if (this.#released) return;
+    const blob = await this.#blob.result;
+    if (keep === undefined) {
+      blob.discard();
+    } else {
+      const labels = { ...keep.labels, "containerd.io/uncompressed": this.#options.diffID };
+      await blob.keep({ ...keep, labels });
+    }
   }
 
   /** Gives up the spool before the layer itself; the snapshot stays. */
   async dropBlob(): Promise<void> {
-    await this.#options.blob[Symbol.asyncDispose]();
+    this.#released ??= this.#release();
+    await this.#released;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#options.blob[Symbol.asyncDispose]();
+    this.#offer?.[Symbol.dispose]();
+    await this.dropBlob();
     await this.#options.lease[Symbol.asyncDispose]();
   }
 
   async #make(signal: AbortSignal): Promise<void> {
     const { staging } = this.#options;
     try {
-      const unpacked = await this.#unpack(signal);
+      const unpacked = await this.#unpackRight(signal);
+      failpoint("unpacked");
+      // The bytes are right, and all that may still be wanted of them is a place in the content store.
+      this.#offer = this.#options.offer(() => void this.#letGo());
       const { parent } = this.#options;
       if (parent) await whileNotAborted(parent.committed, signal);
       const began = performance.now();
-      await this.#commit(unpacked);
+      await this.#commit(unpacked, signal);
       this.#options.committed((performance.now() - began) / 1000);
     } finally {
-      await rm(staging, { recursive: true, force: true });
+      await removeTree(staging);
     }
+  }
+
+  /** Once more from nothing, when bytes that a former attempt left may be what is wrong. */
+  async #unpackRight(signal: AbortSignal): Promise<UnpackedLayer> {
+    try {
+      return await this.#unpack(signal);
+    } catch (error) {
+      const failure = PullError.from(error);
+      const blob = await this.#blob.result.catch(() => undefined);
+      if (failure.code === "corrupt" || failure.code === "unsupported") blob?.discard();
+      if (failure.code !== "corrupt" || !blob?.isResumed) throw failure;
+    }
+    this.#blob.retire();
+    const former = this.#blob;
+    this.#blob = this.#options.blob();
+    await former[Symbol.asyncDispose]();
+    await removeTree(this.#options.staging);
+    return await this.#unpack(signal);
+  }
+
+  async #release(): Promise<void> {
+    await this.#blob[Symbol.asyncDispose]();
+  }
+
+  async #letGo(): Promise<void> {
+    await this.finishBlob(this.#options.keep).catch(() => {});
+    await this.dropBlob();
   }
 
   async #unpack(signal: AbortSignal): Promise<UnpackedLayer> {
     const { descriptor, diffID, engine, limits, staging, parent } = this.#options;
-    const blob = await whileNotAborted(this.#options.blob.result, signal);
+    const blob = await whileNotAborted(this.#blob.result, signal);
     await whileNotAborted(blob.started, signal);
     blob.throwIfFailed();
     using _worker = await this.#options.worker(signal);
@@ -100,43 +156,51 @@ export class Layer implements AsyncDisposable {
     }
   }
 
-  async #commit(unpacked: UnpackedLayer): Promise<void> {
-    const { chainID, parent, lease } = this.#options;
+  async #commit(unpacked: UnpackedLayer, signal: AbortSignal): Promise<void> {
+    const { chainID, parent, labels, lease } = this.#options;
     let snapshot: PreparedSnapshot;
     try {
-      snapshot = await lease.lease.prepareSnapshot(chainID, parent?.chainID);
+      snapshot = await lease.lease.prepareSnapshot(chainID, parent?.chainID, labels);
     } catch (error) {
       if (error instanceof PullError && error.code === "exists") return;
       throw error;
     }
     try {
+      failpoint("prepared");
+      throwIfAborted(signal);
       await this.#place(snapshot, unpacked);
+      await this.#options.settle(snapshot.upperdir);
+      failpoint("placed");
+      throwIfAborted(signal);
       await lease.lease.commitSnapshot(snapshot, chainID);
+      failpoint("committed");
     } catch (error) {
-      await lease.lease.removeSnapshot(snapshot);
+      // One that cannot be removed now goes with its lease; what counts is why it is to be removed.
+      await lease.lease.removeSnapshot(snapshot).catch(() => {});
       throw PullError.from(error);
     }
   }
 
   /** What containerd would have found in the upperdir: our tree, below a root that is 0755 and its parent's owner's. */
   async #place(snapshot: PreparedSnapshot, unpacked: UnpackedLayer): Promise<void> {
+    const { staging, engine, selinux } = this.#options;
     const { upperdir, lowerdirs } = snapshot;
     const below = lowerdirs[0];
     const owner = below === undefined ? { uid: 0, gid: 0 } : await stat(below);
-    await rename(this.#options.staging, upperdir);
+    // A rename keeps the label; somebody may have relabelled our folder since the site was opened.
+    selinux.mustBeEqual(staging, upperdir);
+    await rename(staging, upperdir);
     await chown(upperdir, owner.uid, owner.gid);
     await chmod(upperdir, 0o755);
-    if (unpacked.implicitDirectories.length > 0) {
-      await this.#options.engine.inherit(upperdir, lowerdirs, unpacked.implicitDirectories);
-    }
+    await engine.inherit(upperdir, lowerdirs, unpacked.implicitDirectories);
   }
 }
 
-/** The promise's outcome, or a rejection as soon as the signal is aborted. */
+/** The promise's outcome, or a rejection as soon as the signal is aborted; then nobody else need look at the promise. */
 export async function whileNotAborted<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
-  throwIfAborted(signal);
   return await new Promise<Value>((resolve, reject) => {
     const onAbort = (): void => reject(abortError(signal));
+    if (signal.aborted) onAbort();
     signal.addEventListener("abort", onAbort, { once: true });
     promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
   });

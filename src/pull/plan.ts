@@ -4,7 +4,7 @@
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { Lease } from "../containerd/containerd.ts";
+import type { Labels, Lease } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { chainIDs, type Digest, hexOf, sha256 } from "../oci/digest.ts";
@@ -14,12 +14,14 @@ import type { Repository, Resolved } from "../registry/registry.ts";
 
 /** Most bytes of an index or a manifest: containerd's limit (reference 6.3). */
 const manifestBytesMax = 4 * 1048 * 1048;
-/** Most bytes of an image config; real ones are a few KiB. */
-const configBytesMax = 16 * 1024 * 1024;
+/** Most bytes of an image config; real ones are a few KiB, and parsed JSON takes many times its text. */
+const configBytesMax = 4 * 1024 * 1024;
+
+const inheritedPrefix = "containerd.io/snapshot/";
 
 /** What an image consists of, as far as a pull is concerned. */
 export interface Plan {
-  /** Every metadata blob: index (if any), manifest, config. */
+  /** Of index (if any), manifest and config those that the lease does not hold yet. */
   readonly metadata: readonly { readonly descriptor: Descriptor; readonly bytes: Uint8Array }[];
   /** Bottom up. */
   readonly layers: readonly PlannedLayer[];
@@ -29,6 +31,8 @@ export interface PlannedLayer {
   readonly descriptor: Descriptor;
   readonly diffID: Digest;
   readonly chainID: Digest;
+  /** Of the layer's snapshot. */
+  readonly labels: Labels;
 }
 
 /** Reads manifest and config, from the content store where they are there already, and checks that all is for us. */
@@ -47,10 +51,9 @@ export async function plan(
         `${descriptor.digest} is ${descriptor.size} bytes long, over ${bytesMax}`,
       );
     }
-    const bytes =
-      body ??
-      (await stored(descriptor, lease, contentRoot)) ??
-      (await repository.fetch(descriptor, bytesMax, signal));
+    const held = body ? undefined : await stored(descriptor, lease, contentRoot);
+    if (held) return held;
+    const bytes = body ?? (await repository.fetch(descriptor, bytesMax, signal));
     metadata.push({ descriptor, bytes });
     return bytes;
   };
@@ -97,8 +100,17 @@ function chain(layers: readonly Descriptor[], diffIDs: readonly Digest[]): Plann
     const [diffID, chainID] = [diffIDs[index], chains[index]];
     if (diffID === undefined || chainID === undefined)
       throw new PullError("internal", "chainIDs do not match");
-    return { descriptor, diffID, chainID };
+    return { descriptor, diffID, chainID, labels: inherited(descriptor) };
   });
+}
+
+/** Annotations of a layer that containerd makes labels of its snapshot (reference 2.4). */
+function inherited({ annotations = {} }: Descriptor): Labels {
+  const passed = Object.entries(annotations).filter(([key]) => key.startsWith(inheritedPrefix));
+  // They would make the snapshot belong to other users, on some versions.
+  if (passed.some(([key]) => /\/[ug]idmapping$/.test(key)))
+    throw new PullError("unsupported", "a layer with a mapping of users");
+  return Object.fromEntries(passed);
 }
 
 /** The blob from the content store if it is there and whole; the lease keeps it there. */

@@ -36,6 +36,8 @@ export interface PullLimits {
   readonly unpacksMax: number;
   readonly unpacksPerImageMax: number;
   readonly layer: LayerLimits;
+  /** Layers are on disk before they are committed (`unpack.durability = "syncfs"`). */
+  readonly durable: boolean;
 }
 
 export interface PullerOptions {

@@ -4,6 +4,10 @@
 /** One caller's share. Disposing gives it back; the caller must not use the result afterwards. */
 export interface Share<Value> extends AsyncDisposable {
   readonly result: Promise<Value>;
+  /** Whether somebody else holds a share as well. */
+  isShared(): boolean;
+  /** Whoever comes from now on gets a new run instead of this one. */
+  retire(): void;
 }
 
 interface Run<Value> {
@@ -20,6 +24,11 @@ export class Sharing<Value extends AsyncDisposable> {
     return this.#runs.size;
   }
 
+  /** Whether a caller of this key would join somebody else. */
+  has(key: string): boolean {
+    return this.#runs.has(key);
+  }
+
   /**
    * Joins the run of this key, or starts one. The signal that `start` is given is aborted when nobody is left, never
    * because one of several callers went away. A failed run is forgotten at once, so that the next caller starts anew.
@@ -30,6 +39,8 @@ export class Sharing<Value extends AsyncDisposable> {
     let held = true;
     return {
       result: run.result,
+      isShared: () => run.shares > 1,
+      retire: () => this.#forget(key, run),
       [Symbol.asyncDispose]: async () => {
         if (!held) return;
         held = false;

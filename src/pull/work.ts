@@ -2,8 +2,10 @@
 
 import { join } from "node:path";
 import type { LayerEngine } from "../layer/layer.ts";
+import type { Digest } from "../oci/digest.ts";
 import type { Repository, RequestPermits } from "../registry/registry.ts";
 import { Blob } from "./blob.ts";
+import type { Keep } from "./journal.ts";
 import { Layer, type LayerOptions } from "./layer.ts";
 import type { LeaseShare } from "./lease.ts";
 import { type Limit, Permits } from "./permits.ts";
@@ -11,6 +13,7 @@ import type { PlannedLayer } from "./plan.ts";
 import type { PullEvents, PullLimits } from "./pull.ts";
 import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
+import type { Room } from "./space.ts";
 
 /** What an image brings along when it asks for one of its layers. */
 export interface LayerRequest {
@@ -23,6 +26,9 @@ export interface LayerRequest {
   readonly repository: Repository;
   readonly lease: LeaseShare;
   readonly site: Site;
+  /** How the blob is to be kept; undefined when it is not. */
+  readonly keep: Keep | undefined;
+  readonly room: Room;
 }
 
 export class Work {
@@ -32,7 +38,7 @@ export class Work {
   readonly #permits = new Permits();
   readonly #layers = new Sharing<Layer>();
   readonly #blobs = new Sharing<Blob>();
-  /** Numbers the paths in staging and spool, so that two attempts at the same thing never meet. */
+  /** Numbers the paths in staging, so that two attempts at the same thing never meet. */
   #attempts = 0;
 
   constructor(engine: LayerEngine, limits: PullLimits, events: PullEvents) {
@@ -43,16 +49,22 @@ export class Work {
 
   /** Joins or starts the work that ends in this layer's committed snapshot. */
   layer(request: LayerRequest): Share<Layer> {
-    const { layer, parent, site } = request;
+    const { layer, parent, site, room } = request;
     return this.#layers.join(layer.chainID, (signal) =>
       Layer.make(
         {
           ...layer,
           parent,
           engine: this.#engine,
+          selinux: site.selinux,
           limits: this.#limits.layer,
           lease: request.lease.share(),
-          blob: this.#blob(request),
+          blob: () => this.#blob(request),
+          keep: request.keep,
+          offer: (release) => (room === "tight" ? atOnce(release) : site.spools.offer(release)),
+          settle: async (upperdir) => {
+            if (this.#limits.durable || site.facts.syncsLayers) await this.#engine.sync(upperdir);
+          },
           worker: (until) => this.#worker(request, until),
           staging: this.#path(site.instance.staging),
           unpacked: (unpacked) => {
@@ -66,6 +78,11 @@ export class Work {
     );
   }
 
+  /** Whether somebody makes this layer now, or has made it and holds it still. */
+  isUnderWay(chainID: Digest): boolean {
+    return this.#layers.has(chainID);
+  }
+
   #blob(request: LayerRequest): Share<Blob> {
     const { descriptor } = request.layer;
     return this.#blobs.join(descriptor.digest, (signal) =>
@@ -75,7 +92,8 @@ export class Work {
           repository: request.repository,
           permits: this.#requests(request),
           lease: request.lease.share(),
-          file: this.#path(request.site.instance.spool),
+          spools: request.site.spools,
+          urgency: request.index,
           warn: (error) => this.#events.warn(error),
           downloaded: (seconds) => this.#events.stage("download", seconds),
         },
@@ -127,4 +145,10 @@ export class Work {
     this.#attempts += 1;
     return join(folder, String(this.#attempts));
   }
+}
+
+/** For a spool whose room is needed in any case. */
+function atOnce(release: () => void): Disposable {
+  release();
+  return { [Symbol.dispose]: () => {} };
 }

@@ -28,7 +28,8 @@ export interface TokenRequestInit {
 /** The body is cut at a limit. */
 export interface TokenAnswer {
   readonly status: number;
-  readonly statusText: string;
+  /** What containerd says of such a status where it expects another. */
+  readonly unexpected: string;
   readonly body: string;
 }
 
@@ -79,8 +80,9 @@ function hostOf(address: string): string | undefined {
 export function parseChallenges(header: string): Challenge[] {
   const challenges: Challenge[] = [];
   const token = "[!#$%&'*+.^_`|~\\w-]+";
-  const scheme = new RegExp(`\\s*,?\\s*(${token})(?:\\s+|$|(?=,))`, "y");
-  const parameter = new RegExp(`\\s*,?\\s*(${token})\\s*=\\s*(?:"((?:[^"\\\\]|\\\\.)*)"|(${token}))`, "y");
+  // One class for what separates, so that no length of it can be taken apart in more than one way.
+  const scheme = new RegExp(`[\\s,]*(${token})(?:\\s+|$|(?=,))`, "y");
+  const parameter = new RegExp(`[\\s,]*(${token})\\s*=\\s*(?:"((?:[^"\\\\]|\\\\.)*)"|(${token}))`, "y");
   for (let at = 0; at < header.length && challenges.length < challengesMax; ) {
     scheme.lastIndex = at;
     const start = scheme.exec(header);
@@ -177,21 +179,28 @@ async function fetchToken(
   send: TokenRequest,
 ): Promise<Authorization> {
   const { realm, service, scope } = challenge.parameters;
-  if (realm === undefined || !URL.canParse(realm))
-    throw new PullError("refused", "a Bearer challenge without a realm");
+  if (realm === undefined || !isWebAddress(realm))
+    throw new PullError("refused", "a Bearer challenge without a realm that can be asked");
   const scopes = [
     ...new Set([`repository:${repository}:pull`, ...(scope ?? "").split(" ").filter(Boolean)]),
   ].sort();
   const query = { realm: new URL(realm), service: service ?? "", scopes };
   if (secret.kind === "none")
-    return readToken(await send(getUrl(query), { method: "GET", headers: {} }), secret);
+    return readToken(await send(getUrl(query), { method: "GET", headers: {} }), secret, [
+      "access_token",
+      "token",
+    ]);
   const posted = await send(query.realm, postForm(query, secret));
   // Not every registry takes the form (reference 6.4); those are asked the older way.
   const isTriedByGet =
     [400, 401, 404].includes(posted.status) || (posted.status === 405 && secret.kind === "password");
-  if (!isTriedByGet) return readToken(posted, secret);
+  if (!isTriedByGet) return readToken(posted, secret, ["access_token"]);
   const headers = { authorization: `Basic ${basic(secret)}` };
-  return readToken(await send(getUrl(query), { method: "GET", headers }), secret);
+  return readToken(await send(getUrl(query), { method: "GET", headers }), secret, ["access_token", "token"]);
+}
+
+function isWebAddress(text: string): boolean {
+  return URL.canParse(text) && /^https?:$/.test(new URL(text).protocol);
 }
 
 interface TokenQuery {
@@ -202,8 +211,10 @@ interface TokenQuery {
 
 function getUrl({ realm, service, scopes }: TokenQuery): URL {
   const url = new URL(realm);
-  if (service !== "") url.searchParams.set("service", service);
+  if (service !== "") url.searchParams.append("service", service);
   for (const scope of scopes) url.searchParams.append("scope", scope);
+  // In Go's order, for whoever sees it in an error.
+  url.searchParams.sort();
   return url;
 }
 
@@ -221,22 +232,24 @@ function postForm({ service, scopes }: TokenQuery, secret: Shown): TokenRequestI
   return { method: "POST", headers, body: form.toString() };
 }
 
-function readToken({ status, statusText, body }: TokenAnswer, secret: Secret): Authorization {
+/** `names` are the fields that may hold the token, the first that does before the others, as containerd reads them. */
+function readToken(answer: TokenAnswer, secret: Secret, names: readonly string[]): Authorization {
+  const { status, unexpected, body } = answer;
   if (status < 200 || status >= 400) {
     const kind = secret.kind === "none" ? "anonymous" : "oauth";
-    const message = `failed to authorize: failed to fetch ${kind} token: unexpected status: ${status} ${statusText}`;
+    const message = `failed to authorize: failed to fetch ${kind} token: ${unexpected}`;
     if (status >= 500 || status === 429) throw new PullError("unavailable", message, { temporary: true });
     throw new PullError("refused", message, { credentialsSent: secret.kind !== "none" });
   }
-  let json: { token?: unknown; access_token?: unknown; expires_in?: unknown } | null;
+  let json: Readonly<Record<string, unknown>> | null;
   try {
     json = JSON.parse(body) as typeof json;
   } catch {
     throw new PullError("unavailable", "the token endpoint did not answer with JSON");
   }
-  const token = [json?.token, json?.access_token].find(isFilled);
-  if (token === undefined) throw new PullError("unavailable", "the token endpoint gave no token");
-  const expiresIn = json?.expires_in;
+  const token = names.map((name) => json?.[name]).find((value) => typeof value === "string" && value !== "");
+  if (!isFilled(token)) throw new PullError("unavailable", "the token endpoint gave no token");
+  const expiresIn = json?.["expires_in"];
   const lifeMs = typeof expiresIn === "number" && expiresIn > 0 ? expiresIn * 1000 : lifeMsDefault;
   return { header: `Bearer ${token}`, lifeMs: lifeMs - Math.min(slackMs, lifeMs / 2) };
 }

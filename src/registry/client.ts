@@ -3,13 +3,15 @@
 
 import type { Reference } from "../oci/reference.ts";
 import { TokenCache } from "./auth.ts";
-import { Connections, type ProxySettings } from "./connections.ts";
+import { Connections } from "./connections.ts";
 import { Health } from "./health.ts";
 import { hostsOf } from "./hosts.ts";
 import { realTiming, type Timing } from "./patience.ts";
+import type { ProxySettings } from "./proxy.ts";
 import type { Credentials, Registry, Repository } from "./registry.ts";
 import { HttpRepository } from "./repository.ts";
 import { Requester } from "./request.ts";
+import type { Wording } from "./wording.ts";
 
 export interface RegistryOptions {
   /** Directories with a folder for each registry (certs.d). */
@@ -27,8 +29,9 @@ export interface RegistryOptions {
   readonly fallbackAfterMs: number;
   readonly breaker: { readonly failures: number; readonly resetMs: number };
   readonly events: RegistryEvents;
-  /** Absent: what the process's environment says. */
-  readonly proxy?: ProxySettings;
+  /** In which words refusals are given. */
+  readonly wording: Wording;
+  readonly proxy: ProxySettings;
   /** Absent: the clock and true randomness. */
   readonly timing?: Timing;
 }
@@ -84,7 +87,7 @@ class HttpRegistry implements Registry {
     const hosts = await hostsOf(registryHost, this.#options.configPath);
     const making = hosts.map(async (host) => {
       const dispatcher = await this.#connections.to(host);
-      const { userAgent } = this.#options;
+      const { userAgent, connectTimeoutMs, progressTimeoutMs } = this.#options;
       return new Requester({
         host,
         registryHost,
@@ -93,7 +96,10 @@ class HttpRegistry implements Registry {
         dispatcher,
         tokens: this.#tokens,
         userAgent,
+        answerTimeoutMs: (host.dialTimeoutMs ?? connectTimeoutMs) + progressTimeoutMs,
+        progressTimeoutMs,
         timing: this.#timing,
+        wording: this.#options.wording,
       });
     });
     return await Promise.all(making);

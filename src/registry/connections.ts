@@ -1,24 +1,19 @@
-// Connections to hosts: one pool for each set of TLS settings, kept alive between requests, through proxies where the
-// environment names one.
+// Connections to hosts: one set of pools for each way of connecting, kept alive between requests, through proxies where
+// the environment names one.
 
 import { readFile } from "node:fs/promises";
 import { rootCertificates } from "node:tls";
-import { Agent, type Dispatcher, EnvHttpProxyAgent } from "undici";
+import { Agent, Dispatcher, Pool, ProxyAgent } from "undici";
+import { connectorTo, type TlsOptions } from "./connector.ts";
 import { type Host, isLoopback } from "./hosts.ts";
-
-/** Values as in HTTP_PROXY, HTTPS_PROXY and NO_PROXY. */
-export interface ProxySettings {
-  readonly http: string;
-  readonly https: string;
-  readonly no: string;
-}
+import { ProxyRules, type ProxySettings } from "./proxy.ts";
 
 export interface ConnectionOptions {
   readonly connectTimeoutMs: number;
   /** Bounds the wait for headers and for each further part of a body. */
   readonly progressTimeoutMs: number;
   /** Absent: what the process's environment says. */
-  readonly proxy?: ProxySettings;
+  readonly proxy: ProxySettings;
 }
 
 /** Where distributions keep the certificates that an administrator trusts; Node itself looks elsewhere. */
@@ -34,34 +29,59 @@ const keepAliveMs = 30_000;
 
 export class Connections {
   readonly #options: ConnectionOptions;
-  readonly #pools = new Map<string, Dispatcher>();
+  readonly #routes = new Map<string, Route>();
   #trusted: Promise<readonly string[]> | undefined;
 
   constructor(options: ConnectionOptions) {
     this.#options = options;
   }
 
-  async to(host: Host): Promise<Dispatcher> {
+  /** What a connection to this host trusts and shows of itself. */
+  async tls(host: Host): Promise<TlsOptions> {
     this.#trusted ??= readTrusted();
     const ca = [...(await this.#trusted), ...host.tls.ca];
-    const isDirect = isLoopback(host.url.hostname);
-    const key = JSON.stringify([host.tls, isDirect]);
-    const known = this.#pools.get(key);
+    return { ca, rejectUnauthorized: !host.tls.skipVerify, ...host.tls.client };
+  }
+
+  async to(host: Host): Promise<Dispatcher> {
+    const tls = await this.tls(host);
+    // References may name any port of this machine; they share one set, so that there are not as many.
+    const offered = isLoopback(host.url.hostname) ? "this machine" : host.url.host;
+    const key = JSON.stringify([host.tls, host.dialTimeoutMs, host.offerTls && offered]);
+    const known = this.#routes.get(key);
     if (known) return known;
-    const made = this.#make({ ca, rejectUnauthorized: !host.tls.skipVerify }, isDirect);
-    this.#pools.set(key, made);
+    const made = new Route(host, tls, this.#options);
+    this.#routes.set(key, made);
     return made;
   }
 
   async close(): Promise<void> {
-    await Promise.all([...this.#pools.values()].map((pool) => pool.destroy()));
-    this.#pools.clear();
+    await Promise.all([...this.#routes.values()].map((route) => route.destroy()));
+    this.#routes.clear();
   }
+}
 
-  #make(tls: { readonly ca: string[]; readonly rejectUnauthorized: boolean }, isDirect: boolean): Dispatcher {
-    const { connectTimeoutMs, progressTimeoutMs, proxy } = this.#options;
-    const options: Agent.Options = {
-      connect: { ...tls, timeout: connectTimeoutMs },
+/** Sends each request on its way: directly, to a proxy that fetches what is http, or through one that tunnels TLS. */
+class Route extends Dispatcher {
+  readonly #options: Agent.Options;
+  readonly #timeoutMs: number;
+  readonly #tls: TlsOptions;
+  readonly #rules: ProxyRules;
+  readonly #direct: Agent;
+  readonly #fetching = new Map<string, Pool>();
+  readonly #tunnels = new Map<string, ProxyAgent>();
+
+  constructor(
+    host: Host,
+    tls: TlsOptions,
+    { connectTimeoutMs, progressTimeoutMs, proxy }: ConnectionOptions,
+  ) {
+    super();
+    this.#tls = tls;
+    this.#timeoutMs = connectTimeoutMs;
+    this.#rules = new ProxyRules(proxy);
+    this.#options = {
+      connect: connectorTo({ host, tls, timeoutMs: connectTimeoutMs }),
       headersTimeout: progressTimeoutMs,
       bodyTimeout: progressTimeoutMs,
       keepAliveTimeout: keepAliveMs,
@@ -69,14 +89,52 @@ export class Connections {
       pipelining: 1,
       connections: null,
     };
-    // A proxy is never asked for what is on this machine, as with Go's rules for the same variables.
-    if (isDirect) return new Agent(options);
-    return new EnvHttpProxyAgent({
-      ...options,
-      requestTls: tls,
-      ...(proxy && { httpProxy: proxy.http, httpsProxy: proxy.https, noProxy: proxy.no }),
-    });
+    this.#direct = new Agent(this.#options);
   }
+
+  override dispatch(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler): boolean {
+    const origin = new URL(String(options.origin));
+    const proxy = this.#rules.proxyFor(origin);
+    if (proxy === undefined) return this.#direct.dispatch(options, handler);
+    if (origin.protocol === "https:") return this.#tunnelThrough(proxy).dispatch(options, handler);
+    const headers = { ...(options.headers as Record<string, string>), host: origin.host, ...login(proxy) };
+    const forwarded = { ...options, origin: proxy.origin, path: `${origin.origin}${options.path}`, headers };
+    return this.#fetchThrough(proxy).dispatch(forwarded, handler);
+  }
+
+  override async destroy(): Promise<void> {
+    const all = [this.#direct, ...this.#fetching.values(), ...this.#tunnels.values()];
+    await Promise.all(all.map((dispatcher) => dispatcher.destroy()));
+  }
+
+  #fetchThrough(proxy: URL): Pool {
+    const known = this.#fetching.get(proxy.href);
+    const pool = known ?? new Pool(proxy.origin, this.#options);
+    this.#fetching.set(proxy.href, pool);
+    return pool;
+  }
+
+  #tunnelThrough(proxy: URL): ProxyAgent {
+    const known = this.#tunnels.get(proxy.href);
+    const tunnel =
+      known ??
+      new ProxyAgent({
+        ...this.#options,
+        uri: proxy.origin,
+        ...(proxy.username !== "" && { token: login(proxy)["proxy-authorization"] ?? "" }),
+        requestTls: { ...this.#tls, timeout: this.#timeoutMs },
+        clientFactory: (origin) => new Pool(origin, this.#options),
+      });
+    this.#tunnels.set(proxy.href, tunnel);
+    return tunnel;
+  }
+}
+
+/** What a proxy whose URL names a user is shown. */
+function login({ username, password }: URL): { readonly "proxy-authorization"?: string } {
+  if (username === "") return {};
+  const pair = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
+  return { "proxy-authorization": `Basic ${Buffer.from(pair).toString("base64")}` };
 }
 
 async function readTrusted(): Promise<readonly string[]> {

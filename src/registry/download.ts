@@ -9,10 +9,11 @@
 import { PullError, throwIfAborted } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Spool } from "../spool.ts";
-import { backOff, type Timing } from "./patience.ts";
+import { discard } from "./body.ts";
+import { backOff, StatusError, type Timing } from "./patience.ts";
 import { checkContentRange, type Range, type Remaining } from "./ranges.ts";
 import type { RequestPermits } from "./registry.ts";
-import { type Requester, type RequestInit, type Response, transportError } from "./request.ts";
+import { isUnreachable, type Requester, type RequestInit, type Response } from "./request.ts";
 import { BodyWriter } from "./writer.ts";
 
 export interface DownloadOptions {
@@ -28,6 +29,8 @@ export interface DownloadOptions {
   readonly streams: number;
   /** Attempts in a row that may make no progress to speak of. */
   readonly retries: number;
+  /** Another host can be asked, so that this one is not waited for: only what broke off is gone on with here. */
+  readonly hasOther: boolean;
   readonly timing: Timing;
   readonly received: (bytes: number) => void;
   readonly retried: (error: PullError) => void;
@@ -88,7 +91,7 @@ export class Download {
   }
 
   async #fetch(range: Range, ranged: () => void, signal: AbortSignal): Promise<void> {
-    const { retries, retried, timing } = this.#options;
+    const { retries, retried, timing, hasOther } = this.#options;
     for (let attempt = 0; range.start < range.end; ) {
       const before = range.start;
       try {
@@ -97,7 +100,8 @@ export class Download {
         throwIfAborted(signal);
         const failure = PullError.from(error);
         attempt = range.start - before >= progressBytesMin ? 0 : attempt + 1;
-        if (attempt > retries) throw failure;
+        const isBetterElsewhere = hasOther && (failure instanceof StatusError || isUnreachable(failure));
+        if (attempt > retries || isBetterElsewhere) throw failure;
         await backOff(failure, attempt, timing, signal);
         retried(failure);
       }
@@ -109,7 +113,11 @@ export class Download {
     using _permit = await permits.acquire(requester.host.url.host, signal);
     const isAll = range.start === 0 && range.end === descriptor.size;
     const bytes = `bytes=${range.start}-${range.end - 1}`;
-    const headers = { "accept-encoding": "identity", ...(!isAll && { range: bytes }) };
+    const headers = {
+      accept: `${descriptor.mediaType}, */*`,
+      "accept-encoding": "identity",
+      ...(!isAll && { range: bytes }),
+    };
     const response = await this.#ask({ method: "GET", path: this.#path, headers }, signal);
     try {
       if (response.status === 206) {
@@ -147,7 +155,7 @@ export class Download {
     try {
       const response = await this.#options.requester.sendTo(target, init, signal);
       if (!expiredStatuses.has(response.status)) return response;
-      await response.body.dump();
+      await discard(response.body);
     } catch {
       throwIfAborted(signal);
     }
@@ -160,15 +168,13 @@ export class Download {
     more: Remaining | undefined,
     signal: AbortSignal,
   ): Promise<void> {
-    const { spool, received } = this.#options;
+    const { spool, received, requester } = this.#options;
     const writer = new BodyWriter(spool, range, more);
     try {
-      for await (const part of response.body as AsyncIterable<Buffer>) {
+      for await (const part of requester.parts(response, signal)) {
         received(part.length);
         if (!(await writer.push(part))) break;
       }
-    } catch (error) {
-      throw transportError(error, response.url, signal);
     } finally {
       // What arrived before a break is good: it need not be asked for again.
       await writer.settle();

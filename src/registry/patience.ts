@@ -50,7 +50,7 @@ function isTemporary(status: number): boolean {
 /** Seconds or a date (RFC 9110, 10.2.3), in milliseconds from now; 0 for anything else. */
 export function retryAfterMs(header: string | undefined, now: number): number {
   const text = header ?? "";
-  if (/^\d{1,9}$/.test(text)) return Number(text) * 1000;
+  if (/^\d+$/.test(text)) return Number(text) * 1000;
   const date = Date.parse(text);
   return Number.isNaN(date) ? 0 : Math.max(0, date - now);
 }

@@ -4,19 +4,16 @@
 // next (another lane, another host) takes it from there, and nothing that a reader may have verified is written again.
 
 import { PullError } from "../errors.ts";
+import type { Range } from "../spool.ts";
 
-/** The bytes from `start` up to, not including, `end`; `start` advances as they are written. */
-export interface Range {
-  start: number;
-  end: number;
-}
+export type { Range };
 
 export class Remaining {
   /** Disjoint, none empty, in ascending order. */
   readonly #gaps: Range[] = [];
 
-  constructor(start: number, end: number) {
-    this.putBack({ start, end });
+  constructor(gaps: readonly Range[]) {
+    for (const gap of gaps) this.putBack({ ...gap });
   }
 
   /** Bytes that nobody fetches at the moment. */

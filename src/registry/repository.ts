@@ -7,6 +7,7 @@ import { type Digest, parseDigest, sha256 } from "../oci/digest.ts";
 import { isIndex, isManifest, mediaTypes } from "../oci/media.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Spool } from "../spool.ts";
+import { discard } from "./body.ts";
 import { Download } from "./download.ts";
 import type { Health } from "./health.ts";
 import { isLoopback } from "./hosts.ts";
@@ -91,7 +92,7 @@ export class HttpRepository implements Repository {
     return await this.#overHosts(asking, signal, signal, async (requester) => {
       const response = await requester.send({ method: "GET", path, headers }, signal);
       if (response.status !== 200) throw await requester.toError(response);
-      const bytes = await readBody(response, Math.min(limitBytes, size), signal);
+      const bytes = await readBody(requester, response, Math.min(limitBytes, size), signal);
       if (bytes.length !== size) {
         throw new PullError("corrupt", `${digest} has ${bytes.length} bytes instead of ${size}`);
       }
@@ -108,11 +109,11 @@ export class HttpRepository implements Repository {
   ): Promise<void> {
     const { chunkBytes, hostStreams, streams, retries, events, timing, reference } = this.#options;
     const { repository } = reference;
-    const remaining = new Remaining(spool.watermark, descriptor.size);
+    const remaining = new Remaining(spool.missing());
     if (remaining.sizeBytes > 0) {
       // Each range is retried by itself.
       const asking = { resolving: false, again: () => false };
-      await this.#overHosts(asking, signal, signal, async (requester) => {
+      await this.#overHosts(asking, signal, signal, async (requester, hasOther) => {
         const { host } = requester;
         // A peer-to-peer proxy on this machine fetches each range separately, so it is asked for all at once.
         const usual = host.isMirror && isLoopback(host.url.hostname) ? 1 : streams;
@@ -126,6 +127,7 @@ export class HttpRepository implements Repository {
           chunkBytes,
           streams: hostStreams.get(host.url.host) ?? usual,
           retries,
+          hasOther,
           timing,
           received: (count) => events.bytes(count),
           retried: (error) => events.retry(error.code),
@@ -146,10 +148,10 @@ export class HttpRepository implements Repository {
   async #readHead(requester: Requester, signal: AbortSignal): Promise<Resolved | undefined> {
     const response = await requester.send(this.#manifestRequest("HEAD"), signal);
     if (response.status !== 200 && response.status !== 405) throw await requester.toError(response);
-    await response.body.dump();
-    const digest = response.headers["docker-content-digest"];
+    await discard(response.body);
+    const digest = response.headers["docker-content-digest"] ?? "";
     const length = response.headers["content-length"] ?? "";
-    const isTold = response.status === 200 && digest !== undefined && /^\d{1,9}$/.test(length);
+    const isTold = response.status === 200 && digest !== "" && /^\d{1,9}$/.test(length);
     if (!isTold) return undefined;
     const size = Number(length);
     return { descriptor: this.#expect({ mediaType: mediaTypeOf(response), digest: told(digest), size }) };
@@ -158,10 +160,10 @@ export class HttpRepository implements Repository {
   async #readManifest(requester: Requester, signal: AbortSignal): Promise<Resolved> {
     const response = await requester.send(this.#manifestRequest("GET"), signal);
     if (response.status !== 200) throw await requester.toError(response);
-    const body = await readBody(response, manifestBytesMax, signal);
+    const body = await readBody(requester, response, manifestBytesMax, signal);
     const digest = sha256(body);
     const header = response.headers["docker-content-digest"];
-    if (header !== undefined) mustEqual(digest, told(header));
+    if (header) mustEqual(digest, told(header));
     const descriptor = { mediaType: mediaTypeOf(response), digest, size: body.length };
     return { descriptor: this.#expect(descriptor), body };
   }
@@ -184,7 +186,7 @@ export class HttpRepository implements Repository {
     asking: Asking,
     caller: AbortSignal,
     signal: AbortSignal,
-    use: (requester: Requester) => Promise<Result>,
+    use: (requester: Requester, hasOther: boolean) => Promise<Result>,
   ): Promise<Result> {
     const { health, reference } = this.#options;
     this.#requesters ??= this.#options.requesters();
@@ -199,8 +201,9 @@ export class HttpRepository implements Repository {
         continue;
       }
       try {
-        const again = index === requesters.length - 1 ? asking.again : () => false;
-        const result = await this.#retrying({ ...asking, again }, signal, () => use(requester));
+        const hasOther = requesters.slice(index + 1).some(({ host }) => !health.isOpen(host.url.host));
+        const again = hasOther ? () => false : asking.again;
+        const result = await this.#retrying({ ...asking, again }, signal, () => use(requester, hasOther));
         health.succeeded(name);
         return result;
       } catch (error) {
@@ -214,7 +217,8 @@ export class HttpRepository implements Repository {
         gravest = graver(gravest, failure);
       }
     }
-    throw gravest;
+    // Credentials that were good enough to resolve a name are not wrong: containerd may show them again.
+    throw asking.resolving ? gravest : new PullError(gravest.code, gravest.message, { cause: gravest });
   }
 
   async #retrying<Result>(
@@ -275,18 +279,19 @@ function mustEqual(actual: Digest, expected: Digest): void {
 }
 
 /** Throws `corrupt` past the limit. */
-async function readBody(response: Response, bytesMax: number, signal: AbortSignal): Promise<Buffer> {
+async function readBody(
+  requester: Requester,
+  response: Response,
+  bytesMax: number,
+  signal: AbortSignal,
+): Promise<Buffer> {
   const parts: Buffer[] = [];
   let bytes = 0;
-  try {
-    for await (const part of response.body as AsyncIterable<Buffer>) {
-      parts.push(part);
-      bytes += part.length;
-      if (bytes > bytesMax)
-        throw new PullError("corrupt", `${plain(response.url)} is over ${bytesMax} bytes long`);
-    }
-  } catch (error) {
-    throw transportError(error, response.url, signal);
+  for await (const part of requester.parts(response, signal)) {
+    parts.push(part);
+    bytes += part.length;
+    if (bytes > bytesMax)
+      throw new PullError("corrupt", `${plain(response.url)} is over ${bytesMax} bytes long`);
   }
   return Buffer.concat(parts);
 }

@@ -4,7 +4,6 @@
 // a challenge from where it leads is never answered. URLs in messages are cut before their query, since redirect
 // targets carry signatures.
 
-import { STATUS_CODES } from "node:http";
 import { type Dispatcher, errors, request as send } from "undici";
 import { abortError, PullError } from "../errors.ts";
 import {
@@ -16,15 +15,17 @@ import {
   TokenCache,
   type TokenRequestInit,
 } from "./auth.ts";
+import { type Body, discard, paced } from "./body.ts";
 import type { Host } from "./hosts.ts";
 import { retryAfterMs, StatusError, type Timing } from "./patience.ts";
 import type { Credentials } from "./registry.ts";
+import type { Wording } from "./wording.ts";
 
 interface Answer {
   readonly status: number;
   /** In lower case; what was sent more than once is joined by commas. */
   readonly headers: Readonly<Record<string, string | undefined>>;
-  readonly body: Dispatcher.ResponseData["body"];
+  readonly body: Body;
 }
 
 export interface Response extends Answer {
@@ -50,7 +51,12 @@ export interface RequesterOptions {
   readonly dispatcher: Dispatcher;
   readonly tokens: TokenCache;
   readonly userAgent: string;
+  /** Longest wait for an answer's headers, connecting included. */
+  readonly answerTimeoutMs: number;
+  /** For so long, a body may bring next to nothing. */
+  readonly progressTimeoutMs: number;
   readonly timing: Timing;
+  readonly wording: Wording;
 }
 
 interface Exchange {
@@ -60,7 +66,6 @@ interface Exchange {
 }
 
 const redirectsMax = 10;
-const errorBodyBytesMax = 64 * 1024;
 const tokenBodyBytesMax = 256 * 1024;
 const probeTimeoutMs = 10_000;
 const redirectStatuses = new Set([301, 302, 303, 307, 308]);
@@ -72,6 +77,8 @@ export class Requester {
   readonly #tokenKey: string;
   /** The caller's credentials, or a token got with them, have been shown to the registry. */
   #credentialsSent = false;
+  /** The challenge that was met last; a token that has run out is replaced without being refused first. */
+  #challenge: string | undefined;
 
   constructor(options: RequesterOptions) {
     this.#options = options;
@@ -85,17 +92,18 @@ export class Requester {
 
   /** Any answer but a refusal: the caller judges its status. Throws `refused`, `unavailable`, `slow`, `cancelled`. */
   async send(init: RequestInit, signal: AbortSignal): Promise<Response> {
-    const { tokens, host } = this.#options;
+    const { tokens } = this.#options;
     const url = this.#url(init.path);
-    const cached = tokens.get(this.#tokenKey);
+    const cached = tokens.get(this.#tokenKey) ?? (await this.#renewKnown(signal));
     const first = await this.#follow(url, init, cached, signal);
-    if (first.status !== 401 || first.url.origin !== host.url.origin) return first;
+    if (first.status !== 401 || !this.#isOwn(first.url)) return first;
     const challenge = await takeChallenge(first);
     const renewed = await this.#renew(challenge, cached, signal);
+    this.#challenge = challenge;
     // What was refused a moment ago is not shown again.
     if (renewed === cached) throw this.#refusal(first, challenge);
     const second = await this.#follow(url, init, renewed, signal);
-    if (second.status !== 401 || second.url.origin !== host.url.origin) return second;
+    if (second.status !== 401 || !this.#isOwn(second.url)) return second;
     throw this.#refusal(second, await takeChallenge(second));
   }
 
@@ -104,23 +112,32 @@ export class Requester {
     return await this.#follow(target, init, undefined, signal);
   }
 
+  /** The body as it comes. Every failure is a PullError; `slow` when next to nothing comes for a while. */
+  async *parts({ body, url }: Pick<Response, "body" | "url">, signal: AbortSignal): AsyncGenerator<Buffer> {
+    try {
+      yield* paced(body, this.#options.progressTimeoutMs);
+    } catch (error) {
+      throw transportError(error, url, signal);
+    }
+  }
+
   /** Settles when the host answers, and rejects when it does not or has trouble of its own (5xx). */
   async probe(): Promise<void> {
     const init: RequestInit = { method: "GET", path: "/", headers: {} };
     const signal = AbortSignal.timeout(probeTimeoutMs);
     const response = await this.#follow(this.#url(init.path), init, undefined, signal);
-    await response.body.dump({ limit: errorBodyBytesMax });
+    await discard(response.body);
     if (response.status >= 500) throw new PullError("unavailable", this.#unexpected(response));
   }
 
   /** The error that an answer with this status stands for. Its body is thrown away. */
   async toError(response: Response): Promise<PullError> {
     const { status, headers, url } = response;
-    await response.body.dump({ limit: errorBodyBytesMax }).catch(() => {});
+    await discard(response.body);
     const message = this.#unexpected(response);
     if (status === 404) return new PullError("not_found", message);
     if (status === 401 || status === 403) {
-      const credentialsSent = this.#credentialsSent && url.origin === this.#options.host.url.origin;
+      const credentialsSent = this.#credentialsSent && this.#isOwn(url);
       return new PullError("refused", message, { credentialsSent });
     }
     const error = new PullError("unavailable", message);
@@ -130,9 +147,20 @@ export class Requester {
   #url(path: string): URL {
     const { host, registryHost } = this.#options;
     const url = new URL(host.url);
-    url.pathname = `${url.pathname}${path}`;
+    url.pathname = `${url.pathname.replace(/\/$/, "")}${path}`;
     if (host.isMirror) url.searchParams.set("ns", registryHost);
     return url;
+  }
+
+  /** The host itself; or itself over TLS, where it sends on whoever comes over http. */
+  #isOwn(url: URL): boolean {
+    const own = this.#options.host.url;
+    const isSecured = own.protocol === "http:" && url.protocol === "https:" && url.hostname === own.hostname;
+    return url.origin === own.origin || isSecured;
+  }
+
+  async #renewKnown(signal: AbortSignal): Promise<string | undefined> {
+    return this.#challenge === undefined ? undefined : await this.#renew(this.#challenge, undefined, signal);
   }
 
   /** A header that is not `stale`, made once for everybody who needs it at the same time. */
@@ -163,39 +191,71 @@ export class Requester {
     const { host, userAgent } = this.#options;
     let url = start;
     for (let hop = 0; hop <= redirectsMax; hop++) {
-      const isOwn = url.origin === host.url.origin;
+      const isOwn = this.#isOwn(url);
       if (isOwn && authorization !== undefined && this.#secret.kind !== "none") this.#credentialsSent = true;
       const headers = {
         "user-agent": userAgent,
-        ...init.headers,
         ...(isOwn && host.headers),
+        ...init.headers,
         ...(isOwn && authorization !== undefined && { authorization }),
       };
       const answer = await this.#exchange(url, { method: init.method, headers }, signal);
       if (!redirectStatuses.has(answer.status)) return { ...answer, url, path: init.path };
-      await answer.body.dump();
+      await discard(answer.body);
       url = redirectTarget(url, answer.headers["location"]);
     }
     throw new PullError("unavailable", `${plain(start)} redirects more than ${redirectsMax} times`);
   }
 
-  async #sendToken(url: URL, init: TokenRequestInit, signal: AbortSignal): Promise<TokenAnswer> {
-    const headers = { "user-agent": this.#options.userAgent, ...init.headers };
-    const { status, body } = await this.#exchange(url, { ...init, headers }, signal);
-    try {
-      return { status, statusText: statusText(status), body: await readText(body, tokenBodyBytesMax) };
-    } catch (error) {
-      throw transportError(error, url, signal);
+  /** Follows redirects, but never with the caller's secret to another host. */
+  async #sendToken(start: URL, init: TokenRequestInit, signal: AbortSignal): Promise<TokenAnswer> {
+    const { host, userAgent, wording } = this.#options;
+    let [url, asked] = [start, init];
+    for (let hop = 0; hop <= redirectsMax; hop++) {
+      const own = this.#isOwn(url) ? host.headers : {};
+      const headers = { "user-agent": userAgent, ...own, ...asked.headers };
+      const { status, body, headers: told } = await this.#exchange(url, { ...asked, headers }, signal);
+      if (!redirectStatuses.has(status)) {
+        const unexpected = wording.token(asked.method, url, status);
+        return { status, unexpected, body: await this.#readToken(body, url, signal) };
+      }
+      await discard(body);
+      const target = redirectTarget(url, told["location"]);
+      asked = redirected(asked, status, target.origin === url.origin);
+      url = target;
     }
+    throw new PullError("unavailable", `${plain(start)} redirects more than ${redirectsMax} times`);
   }
 
-  async #exchange(url: URL, init: Exchange, signal: AbortSignal): Promise<Answer> {
+  /** Past the limit it is cut, and the connection closed. */
+  async #readToken(body: Answer["body"], url: URL, signal: AbortSignal): Promise<string> {
+    const parts: Buffer[] = [];
+    let bytes = 0;
+    for await (const part of this.parts({ body, url }, signal)) {
+      parts.push(part);
+      bytes += part.length;
+      if (bytes > tokenBodyBytesMax) break;
+    }
+    return Buffer.concat(parts).subarray(0, tokenBodyBytesMax).toString("utf8");
+  }
+
+  /** undici's own timeouts begin anew with each informational answer (1xx), so a flood of them needs another clock. */
+  async #exchange(url: URL, init: Exchange, caller: AbortSignal): Promise<Answer> {
+    const { dispatcher, answerTimeoutMs } = this.#options;
+    const late = new AbortController();
+    const why = `${plain(url)}: no answer within ${answerTimeoutMs} ms`;
+    const timer = setTimeout(
+      () => late.abort(new PullError("slow", why, { temporary: true })),
+      answerTimeoutMs,
+    );
+    const signal = AbortSignal.any([caller, late.signal]);
     try {
-      const { dispatcher } = this.#options;
       const { statusCode, headers, body } = await send(url, { ...init, dispatcher, signal });
       return { status: statusCode, headers: joined(headers), body };
     } catch (error) {
       throw transportError(error, url, signal);
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -210,16 +270,27 @@ export class Requester {
     return new PullError("refused", message, { credentialsSent: this.#credentialsSent });
   }
 
-  /** containerd's words, with what was asked for as it names it: the last two parts of the path. */
-  #unexpected({ path, status }: Response): string {
-    const [kind, version] = path.split("/").slice(-2);
-    const { host } = this.#options.host.url;
-    return `pulling from host ${host} failed with status code [${kind} ${version}]: ${status} ${statusText(status)}`;
+  #unexpected({ url, path, status }: Response): string {
+    const { wording } = this.#options;
+    // A query of somebody else's may be a signature.
+    const shown = this.#isOwn(url) ? url : new URL(plain(url));
+    return wording.status(shown, path, status);
   }
 }
 
+/** As browsers and Go do it: 307 and 308 repeat a POST, the others make it a GET. */
+function redirected(init: TokenRequestInit, status: number, isSameOrigin: boolean): TokenRequestInit {
+  const { authorization: _secret, ...others } = init.headers;
+  const headers = isSameOrigin ? init.headers : others;
+  if (init.method === "GET") return { ...init, headers };
+  if (status !== 307 && status !== 308) return { method: "GET", headers: {} };
+  if (!isSameOrigin)
+    throw new PullError("unavailable", "the token endpoint redirects a POST to another host");
+  return init;
+}
+
 async function takeChallenge(response: Response): Promise<string> {
-  await response.body.dump({ limit: errorBodyBytesMax }).catch(() => {});
+  await discard(response.body);
   return response.headers["www-authenticate"] ?? "";
 }
 
@@ -237,18 +308,6 @@ function redirectTarget(from: URL, location: string | undefined): URL {
     throw new PullError("unavailable", `${plain(from)} redirects to something that is not http`);
   }
   return url;
-}
-
-/** The whole body as text, up to a limit, past which it is cut and the connection closed. */
-async function readText(body: Answer["body"], bytesMax: number): Promise<string> {
-  const parts: Buffer[] = [];
-  let bytes = 0;
-  for await (const part of body as AsyncIterable<Buffer>) {
-    parts.push(part);
-    bytes += part.length;
-    if (bytes > bytesMax) break;
-  }
-  return Buffer.concat(parts).subarray(0, bytesMax).toString("utf8");
 }
 
 /** Total: whatever undici throws, in our words. */
@@ -284,8 +343,4 @@ export function isUnreachable({ cause }: PullError): boolean {
 /** A URL that may be shown: without user, query and fragment. */
 export function plain(url: URL): string {
   return `${url.origin}${url.pathname}`;
-}
-
-function statusText(status: number): string {
-  return STATUS_CODES[status] ?? "";
 }

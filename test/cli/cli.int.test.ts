@@ -17,7 +17,7 @@ const program = fileURLToPath(new URL("../../dist/main.js", import.meta.url));
 let folder: string;
 
 beforeAll(() => {
-  folder = mkdtempSync(join(scratch, "cli-"));
+  folder = mkdtempSync(join(scratch(), "cli-"));
 });
 
 afterAll(() => {
@@ -36,8 +36,9 @@ describe("usage", () => {
   test("help for the program and for each command", () => {
     const { status, stdout } = hawser(["--help"]);
     expect(status).toBe(0);
-    for (const command of ["serve", "pull", "config", "version"]) expect(stdout).toContain(`  ${command} `);
-    for (const command of ["serve", "pull", "config"]) {
+    for (const command of ["serve", "pull", "config", "doctor", "version"])
+      expect(stdout).toContain(`  ${command} `);
+    for (const command of ["serve", "pull", "config", "doctor"]) {
       const help = hawser([command, "--help"]);
       expect(help.status).toBe(0);
       expect(help.stdout).toContain(`Usage: hawser ${command}`);
@@ -62,6 +63,12 @@ describe("usage", () => {
     [["config", "show", "a", "--config", "b"], "expected one file"],
     [["help", "me"], 'there is no command "me"'],
     [["serve", "--config"], "Option '--config <value>' argument missing"],
+    [["passthrough"], "expected on, off or status"],
+    [["passthrough", "maybe"], "expected on, off or status"],
+    [["passthrough", "off", "--persist"], "--persist goes with on"],
+    [["status", "now"], 'unexpected argument "now"'],
+    [["pull", "a", "--cri", ""], "expected the path of a socket behind --cri"],
+    [["pull", "a", "--cri", "tcp://127.0.0.1:1"], "expected the path of a socket behind --cri"],
   ])("%j is one line and exit code 2", (args, message) => {
     const { status, stdout, stderr } = hawser(args);
     expect({ status, stdout }).toEqual({ status: 2, stdout: "" });
@@ -92,7 +99,7 @@ describe("config", () => {
     expect(hawser(["config", "check", path])).toEqual(ok);
     const missing = hawser(["config", "check", "--config", join(folder, "missing.toml")]);
     expect(missing.status).toBe(2);
-    expect(missing.stderr).toContain("missing.toml cannot be read: ENOENT");
+    expect(missing.stderr).toContain("missing.toml: cannot be read: ENOENT");
   });
 
   test("show says where each value comes from", () => {
@@ -126,7 +133,7 @@ describe("broken output", () => {
 
   test("the daemon outlives its log", async () => {
     const [socket, config] = [join(folder, "full.sock"), join(folder, "full.toml")];
-    const toml = `[cri]\nlisten = "${socket}"\n[containerd]\naddress = "${socket}.none"\n[metrics]\nlisten = "off"\n`;
+    const toml = `[cri]\nlisten = "${socket}"\n[containerd]\naddress = "${socket}.none"\n[metrics]\nlisten = "off"\n[admin]\nlisten = "off"\n`;
     writeFileSync(config, toml);
     const line = `exec ${process.execPath} ${program} serve --config ${config} 2>/dev/full`;
     const daemon = new ServerProcess("sh", ["-c", line]);
@@ -140,6 +147,44 @@ describe("broken output", () => {
     }
     expect(daemon.exitCode).toBe(0);
     expect(existsSync(socket)).toBe(false);
+  });
+});
+
+describe("status and passthrough", () => {
+  test("what the daemon says, and the switch", async () => {
+    await using containerd = await PrivateContainerd.start();
+    await using daemon = await PrivateHawser.start({ containerd: containerd.address });
+    const config = ["--config", join(daemon.root, "hawser.toml")];
+    const said = (...args: string[]) => hawser([...args, ...config]);
+    expect(said("status")).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^pulls are accelerated\n/),
+    });
+    expect(said("passthrough", "on").stdout).toMatch(
+      /^passthrough is on, until the daemon restarts: every pull goes through to containerd: switched by an operator/,
+    );
+    expect(said("status", "--json")).toMatchObject({ status: 1, stderr: "" });
+    expect(JSON.parse(said("status", "--json").stdout)).toMatchObject({
+      accelerating: false,
+      reason: "switch",
+    });
+    expect(said("passthrough", "on", "--persist").stdout).toContain('until "hawser passthrough off"');
+    expect(said("passthrough", "status").stdout).toContain("passthrough is on");
+    expect(said("passthrough", "off").stdout).toMatch(/^passthrough is off: pulls are accelerated\n/);
+  });
+
+  test("without a daemon, and with the socket off, one line says what to do", () => {
+    const path = join(folder, "absent.toml");
+    writeFileSync(path, `[admin]\nlisten = "${folder}/absent.sock"\n`);
+    expect(hawser(["status", "--config", path])).toEqual({
+      status: 1,
+      stdout: "",
+      stderr: `hawser: cannot ask the daemon at ${folder}/absent.sock: nobody listens there (is "hawser serve" running?)\n`,
+    });
+    writeFileSync(path, '[admin]\nlisten = "off"\n');
+    expect(hawser(["passthrough", "on", "--config", path]).stderr).toBe(
+      "hawser: the daemon cannot be asked: admin.listen is off\n",
+    );
   });
 });
 
@@ -163,12 +208,22 @@ describe("serve and pull", () => {
     expect(bad.status).toBe(1);
     expect(bad.output.trim().split("\n")).toHaveLength(1);
     expect(bad.output).toMatch(/^hawser: cannot pull .*not found/);
+    // containerd quotes what the registry says.
+    const hostile = fake.put("cli/hostile:v1", [{ bytes: tarGz([file("y")]) }]);
+    const message = "\u001b[2J\u009bgone\nhawser: forged";
+    const body = Buffer.from(JSON.stringify({ errors: [{ code: "DENIED", message }] }));
+    fake.behave = ({ path }) => (path.includes("/blobs/") ? { status: 403, body } : undefined);
+    const said = await run(hostile.reference);
+    expect(said.output).toMatch(/gone hawser: forged/);
+    expect(said.output.trimEnd()).not.toMatch(/\p{Cc}/u);
   });
 
   test("pull without a daemon, and with credentials that are none", () => {
     const none = hawser(["pull", "busybox", "--cri", join(folder, "none.sock")]);
     expect(none.status).toBe(1);
-    expect(none.stderr).toMatch(/^hawser: cannot pull busybox through .*none\.sock: /);
+    expect(none.stderr).toMatch(
+      /^hawser: cannot pull busybox through .*none\.sock: nobody answers there \(connect ENOENT .*\); is "hawser serve" running/,
+    );
     expect(hawser(["pull", "busybox", "--creds-stdin"], "nonsense\n")).toMatchObject({ status: 2 });
   });
 
@@ -199,10 +254,42 @@ describe("serve and pull", () => {
     await expect(daemon.cri.listImages()).rejects.toMatchObject({ code: 14 });
   });
 
+  test("with log.format json, every line is JSON", async () => {
+    const [socket, config] = [join(folder, "json.sock"), join(folder, "json.toml")];
+    const toml = `[cri]\nlisten = "${socket}"\n[containerd]\naddress = "${socket}.none"\n[metrics]\nlisten = "off"\n[log]\nformat = "json"\n`;
+    writeFileSync(config, toml);
+    const daemon = new ServerProcess(process.execPath, [program, "serve", "--config", config]);
+    try {
+      await daemon.untilPrinted(/ready on unix:/);
+    } finally {
+      await daemon.stop();
+    }
+    const lines = daemon.logs().trim().split("\n");
+    expect(lines.map((line) => JSON.parse(line) as { msg: string })).toContainEqual(
+      expect.objectContaining({ level: "info", msg: `ready on unix://${socket}` }),
+    );
+  });
+
+  test.each(["/proc/none/hawser.sock", "/etc/hostname/hawser.sock", "/proc/hawser.sock"])(
+    "a socket that cannot be made at %s is one line",
+    (socket) => {
+      const config = join(folder, "nowhere.toml");
+      writeFileSync(config, `[cri]\nlisten = "${socket}"\n[metrics]\nlisten = "off"\n`);
+      const { status, stderr } = hawser(["serve", "--config", config]);
+      expect(status).toBe(1);
+      expect(stderr).toContain(socket);
+      expect(stderr).toMatch(/^hawser: .*set cri\.listen to another path\n$/);
+      expect(stderr).not.toMatch(/unexpected fault/);
+    },
+  );
+
   test("a socket that somebody listens on is not taken", async () => {
     await using containerd = await PrivateContainerd.start();
     const config = join(folder, "taken.toml");
-    writeFileSync(config, `[cri]\nlisten = "${containerd.address}"\n[metrics]\nlisten = "off"\n`);
+    writeFileSync(
+      config,
+      `[cri]\nlisten = "${containerd.address}"\n[metrics]\nlisten = "off"\n[admin]\nlisten = "off"\n`,
+    );
     const { status, stderr } = hawser(["serve", "--config", config]);
     expect(status).toBe(1);
     expect(stderr).toContain(`hawser: another process listens on ${containerd.address}`);

@@ -57,6 +57,17 @@ test("every status has a code, and only UNAVAILABLE is temporary", () => {
   }
 });
 
+test("a full disk is told in the details alone", () => {
+  const wordings = [
+    "write /var/lib/containerd/x/meta.db: no space left on device: unknown",
+    "mkdir /x: disk quota exceeded",
+  ];
+  for (const details of wordings) {
+    const error = Object.assign(new Error("x"), { code: status.UNKNOWN, details, metadata: new Metadata() });
+    expect(fromStatus(error, "/containerd.services.x.v1.X/Do").code).toBe("exhausted");
+  }
+});
+
 test("namespace and lease go along as headers", async () => {
   const seen: Metadata[] = [];
   fake.unary(leases.list.path, (call: ServerUnaryCall<Buffer, Buffer>, callback) => {

@@ -66,8 +66,19 @@ describe("1.x, by CRI Status", () => {
       snapshotter: "overlayfs",
       registryConfigPath: ["/a", "/b"],
       discardUnpackedLayers: true,
+      syncsLayers: false,
       unfit: undefined,
     });
+  });
+
+  test("layers that are synced, and snapshots that are labelled with their images", async () => {
+    const config = { imagePullWithSyncFs: true, containerd: { disableSnapshotAnnotations: true } };
+    expect(await facts("1.7.24", { config })).toMatchObject({ syncsLayers: true, unfit: undefined });
+  });
+
+  test("snapshots that are labelled with their images are left to containerd", async () => {
+    const config = { containerd: { disableSnapshotAnnotations: false } };
+    expect((await facts("1.6.20", { config })).unfit).toContain("disable_snapshot_annotations");
   });
 
   test.each([
@@ -175,6 +186,25 @@ endpoint = ["https://mirror.example"]`,
     const found = await facts("v2.0.11");
     expect(found.unfit).toContain("deprecated kind (mirrors)");
     expect(found.discardUnpackedLayers).toBe(true);
+  });
+
+  test.each([
+    [2, '"io.containerd.grpc.v1.cri"'],
+    [3, '"io.containerd.cri.v1.images"'],
+  ])("layers that are synced, in version %d", async (version, table) => {
+    await file("config.toml", `version = ${version}\n[plugins.${table}]\nimage_pull_with_sync_fs = true`);
+    expect(await facts("v2.1.9")).toMatchObject({ syncsLayers: true, unfit: undefined });
+  });
+
+  test.each([
+    [2, '"io.containerd.grpc.v1.cri".containerd'],
+    [3, '"io.containerd.cri.v1.images"'],
+  ])("snapshots that are labelled with their images, in version %d", async (version, table) => {
+    await file(
+      "config.toml",
+      `version = ${version}\n[plugins.${table}]\ndisable_snapshot_annotations = false`,
+    );
+    expect((await facts("v2.1.9")).unfit).toContain("disable_snapshot_annotations");
   });
 
   test("a table that version 3 no longer reads says nothing", async () => {

@@ -52,6 +52,7 @@ beforeEach(async () => {
       pulls.pull ? await pulls.pull(...args) : { failure: undefined, [Symbol.asyncDispose]: async () => {} },
     started: () => {},
     done: (outcome) => pulls.done?.(outcome),
+    unresolved: (name) => `failed to resolve reference "${name}"`,
     registered: () => {},
   });
   const socket = join(folder, "hawser.sock");
@@ -203,6 +204,7 @@ test("deadlines and cancellation reach containerd", async () => {
 test("containerd away: UNAVAILABLE, and answers again once it is there", async () => {
   await expect(ask("/runtime.v1.ImageService/ListImages", Buffer.alloc(0))).rejects.toMatchObject({
     code: status.UNAVAILABLE,
+    details: `containerd does not answer: connect ENOENT ${upstream.address}`,
   });
   serve("/runtime.v1.ImageService/ListImages", (_call, callback) => callback(null, Buffer.from("back")));
   await upstream.listen();

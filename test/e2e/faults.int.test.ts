@@ -265,6 +265,20 @@ describe("registries that fail in the middle", () => {
     await containerd.cri.removeImage(image.reference);
   });
 
+  test("a breaker is a metric while it is open, and no series is left of the host afterwards", async () => {
+    await using impatient = await PrivateHawser.start({
+      containerd: containerd.address,
+      config: '[download]\nretries = 0\n[fallback]\nbreaker_failures = 1\nbreaker_reset = "1s"',
+    });
+    const image = fake.put("flaky/breaker:v1", [{ bytes }]);
+    fake.behave = () => ({ status: 503 });
+    expect(await impatient.cri.pull(image.reference)).toHaveProperty("code");
+    await impatient.untilMetric(new RegExp(`hawser_breaker_open\\{host="${fake.host}"\\} 1`));
+    fake.behave = () => undefined;
+    await impatient.untilLogged(/a registry host answers again/);
+    expect(await impatient.metrics()).not.toContain("hawser_breaker_open{");
+  });
+
   test("a host that does not answer delegates after fallback.after", async () => {
     const image = fake.put("flaky/silent:v1", [{ bytes }]);
     const silence = gate();
@@ -280,6 +294,41 @@ describe("registries that fail in the middle", () => {
     fake.behave = () => undefined;
     expect(reply).toEqual({ value: image.configDigest });
   });
+});
+
+test("a black hole: delegated after fallback.after, not asked while its breaker is open, and asked again when probed", async () => {
+  const image = fake.put("black/hole:v1", [{ bytes: tarGz([file("data", randomBytes(1000))]) }]);
+  const breaker = `hawser_breaker_open{host="${fake.host}"}`;
+  await using patient = await PrivateHawser.start({
+    containerd: containerd.address,
+    config:
+      '[download]\nretries = 0\n[fallback]\nafter = "300ms"\nbreaker_failures = 1\nbreaker_reset = "1s"',
+  });
+  const silence = gate();
+  const isOurs = (headers: Record<string, unknown>): boolean =>
+    String(headers["user-agent"]).startsWith("hawser/");
+  fake.behave = ({ headers, path }) => {
+    if (!isOurs(headers)) return undefined;
+    // No probe gets through either.
+    return path === "/v2/" ? { status: 503 } : { after: 0, afterwards: silence.opened };
+  };
+  expect(await patient.cri.pull(image.reference)).toEqual({ value: image.configDigest });
+  expect(await patient.metrics()).toContain('hawser_fallbacks_total{reason="slow"} 1');
+  expect(await patient.metrics()).toContain(`${breaker} 1`);
+  const asked = fake.asked.filter(({ headers, path }) => isOurs(headers) && path.includes("/manifests/"));
+  // Pulls go on through containerd, and none of them waits for the hole again.
+  expect(await patient.cri.pull(image.reference)).toEqual({ value: image.configDigest });
+  const since = fake.asked.filter(({ headers, path }) => isOurs(headers) && path.includes("/manifests/"));
+  expect(since).toHaveLength(asked.length);
+  fake.behave = () => undefined;
+  silence.open();
+  await eventually(
+    async () => expect(await patient.metrics()).not.toContain(breaker),
+    "the closing of the breaker",
+  );
+  expect(await patient.cri.pull(image.reference)).toEqual({ value: image.configDigest });
+  expect(await patient.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
+  await containerd.cri.removeImage(image.reference);
 });
 
 function activeNames(folder: string): string[] {

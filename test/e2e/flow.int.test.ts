@@ -8,7 +8,7 @@ import { dir, file, tar, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { eventually } from "../harness/process.ts";
-import { activeExtracts, leftovers, readState } from "../harness/state.ts";
+import { activeExtracts, leftovers, parked, readState } from "../harness/state.ts";
 import { namesBelow } from "../harness/tree.ts";
 
 let containerd: PrivateContainerd;
@@ -143,9 +143,20 @@ test("SIGTERM in the middle of a pull: cancelled after ten seconds, cleanly", as
   expect(hawser.exitCode).toBe(0);
   // Nobody is left to clear up later: it was done before the end.
   expect(namesBelow(`${containerd.snapshotterRoot}/io.hawser/staging`)).toEqual([]);
-  expect(namesBelow(`${containerd.root}/root/io.hawser/spool`)).toEqual([]);
+  expect(leftovers(containerd)).toEqual([]);
   expect(readState(containerd).leases).toEqual([]);
   pause.open();
+  // What was received waits for the next daemon.
+  expect(parked(containerd).join()).toContain(layer.slice("sha256:".length));
+  fake.behave = () => undefined;
+  const before = fake.asked.length;
+  await hawser.startAgain();
+  await hawser.cri.mustPull(image.reference);
+  const again = fake.asked.slice(before).filter(({ path }) => path.endsWith(layer));
+  const starts = again.map(({ range }) => Number(/=(\d+)-/.exec(range ?? "")?.[1] ?? 0));
+  expect(Math.min(...starts)).toBeGreaterThan(0);
+  await nothingLeft();
+  expect(parked(containerd).join()).not.toContain(layer.slice("sha256:".length));
 });
 
 describe("limits", () => {

@@ -45,7 +45,7 @@ test("a bad configuration: every problem is said, and every call passes through"
 test("a missing addon: the daemon says so and passes calls through", async () => {
   // The program without native/build beside it.
   const root = fileURLToPath(new URL("../..", import.meta.url));
-  const copy = mkdtempSync(join(scratch, "no-addon-"));
+  const copy = mkdtempSync(join(scratch(), "no-addon-"));
   try {
     for (const name of ["dist", "package.json"])
       cpSync(join(root, name), join(copy, name), { recursive: true });
@@ -61,7 +61,7 @@ test("a missing addon: the daemon says so and passes calls through", async () =>
 
 test("the portable engine needs no addon", async () => {
   const root = fileURLToPath(new URL("../..", import.meta.url));
-  const copy = mkdtempSync(join(scratch, "no-addon-"));
+  const copy = mkdtempSync(join(scratch(), "no-addon-"));
   try {
     for (const name of ["dist", "package.json"])
       cpSync(join(root, name), join(copy, name), { recursive: true });

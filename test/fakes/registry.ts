@@ -5,6 +5,7 @@
 
 import { createHash } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { gunzipSync } from "node:zlib";
 import { mediaTypes } from "../../src/oci/media.ts";
@@ -16,6 +17,8 @@ export interface Behaviour {
   readonly headers?: Readonly<Record<string, string>>;
   /** The body instead of what is asked for. */
   readonly body?: Buffer;
+  /** The body comes at this rate, on each connection. */
+  readonly bytesPerSecond?: number;
   /** Whole blobs whatever range is asked for. */
   readonly ignoreRange?: boolean;
   /** After so many bytes of the body ... */
@@ -30,17 +33,24 @@ export interface Asked {
   readonly query: string;
   readonly range: string | undefined;
   readonly authorization: string | undefined;
+  readonly headers: IncomingMessage["headers"];
 }
 
-export interface FakeImage {
+/** What is served of a blob: a Buffer, or something that makes its bytes when they are asked for. */
+export interface Content {
+  readonly length: number;
+  subarray(start: number, end: number): Buffer;
+}
+
+export interface FakeImage<Bytes extends Content = Buffer> {
   readonly reference: string;
-  readonly layers: readonly { readonly digest: string; readonly bytes: Buffer }[];
+  readonly layers: readonly { readonly digest: string; readonly bytes: Bytes }[];
   readonly manifestDigest: string;
   readonly configDigest: string;
 }
 
-export interface FakeLayer {
-  readonly bytes: Buffer;
+export interface FakeLayer<Bytes extends Content = Buffer> {
+  readonly bytes: Bytes;
   readonly mediaType?: string;
   /** The uncompressed stream, when it is not gzip of this. */
   readonly tar?: Buffer;
@@ -50,10 +60,15 @@ export interface FakeLayer {
   readonly diffID?: string;
 }
 
+interface FakeBlob {
+  readonly digest: string;
+  readonly size: number;
+}
+
 export class FakeRegistry implements AsyncDisposable {
   readonly asked: Asked[] = [];
   readonly #server: Server;
-  readonly #blobs = new Map<string, { readonly bytes: Buffer; readonly mediaType: string }>();
+  readonly #blobs = new Map<string, { readonly bytes: Content; readonly mediaType: string }>();
   behave: (asked: Asked) => Behaviour | undefined = () => undefined;
   /** Paths of configs, which are blobs as well but no layers. */
   readonly #configs = new Set<string>();
@@ -65,18 +80,23 @@ export class FakeRegistry implements AsyncDisposable {
     this.#server = server;
   }
 
-  static async start(): Promise<FakeRegistry> {
-    const server = createServer();
+  /** Over TLS when it is given a certificate and its key. */
+  static async start(
+    tls?: { readonly cert: Buffer; readonly key: Buffer },
+    address = "127.0.0.1",
+  ): Promise<FakeRegistry> {
+    const server = tls ? createTlsServer(tls) : createServer();
     const registry = new FakeRegistry(server);
     server.on("request", (request, response) => void registry.#answer(request, response));
     await new Promise<void>((resolve) => {
-      server.listen(0, "127.0.0.1", resolve);
+      server.listen(0, address, resolve);
     });
     return registry;
   }
 
   get host(): string {
-    return `127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    const { address, family, port } = this.#server.address() as AddressInfo;
+    return `${family === "IPv6" ? `[${address}]` : address}:${port}`;
   }
 
   /** Requests for blobs of layers, by digest. */
@@ -84,62 +104,53 @@ export class FakeRegistry implements AsyncDisposable {
     return this.asked.filter(({ path }) => path.endsWith(`/blobs/${digest}`)).map(({ range }) => range);
   }
 
-  put(
+  put<Bytes extends Content = Buffer>(
     name: string,
-    layers: readonly FakeLayer[],
+    layers: readonly FakeLayer<Bytes>[],
     manifestExtra: Readonly<Record<string, unknown>> = {},
-  ): FakeImage {
+  ): FakeImage<Bytes> {
     const [repository = "", tag = "latest"] = name.split(":");
     const stored = layers.map((layer) => {
-      const digest = layer.digest ?? sha256(layer.bytes);
-      this.#blobs.set(`/v2/${repository}/blobs/${digest}`, {
-        bytes: layer.bytes,
-        mediaType: "application/octet-stream",
-      });
-      return {
-        mediaType: layer.mediaType ?? layerTypes.ociGzip,
-        digest,
-        size: layer.size ?? layer.bytes.length,
-      };
+      const { digest, size } = this.blob(repository, layer.bytes, layer.digest);
+      return { mediaType: layer.mediaType ?? layerTypes.ociGzip, digest, size: layer.size ?? size };
     });
-    const diffIDs = layers.map((layer) => layer.diffID ?? sha256(layer.tar ?? inflated(layer.bytes)));
-    const architecture = process.arch === "arm64" ? "arm64" : "amd64";
-    const config = Buffer.from(
-      JSON.stringify({
-        os: "linux",
-        architecture,
-        config: {},
-        rootfs: { type: "layers", diff_ids: diffIDs },
-      }),
-    );
-    const configDigest = sha256(config);
-    this.#configs.add(`/v2/${repository}/blobs/${configDigest}`);
-    this.#blobs.set(`/v2/${repository}/blobs/${configDigest}`, {
-      bytes: config,
-      mediaType: mediaTypes.ociConfig,
-    });
-    const manifest = Buffer.from(
-      JSON.stringify({
-        schemaVersion: 2,
-        mediaType: mediaTypes.ociManifest,
-        config: { mediaType: mediaTypes.ociConfig, digest: configDigest, size: config.length },
-        layers: stored,
-        ...manifestExtra,
-      }),
-    );
-    const manifestDigest = sha256(manifest);
-    for (const version of [tag, manifestDigest]) {
-      this.#blobs.set(`/v2/${repository}/manifests/${version}`, {
-        bytes: manifest,
-        mediaType: mediaTypes.ociManifest,
-      });
-    }
+    const diffIDs = layers.map((layer) => layer.diffID ?? sha256(layer.tar ?? inflated(whole(layer.bytes))));
+    const config = this.config(repository, configOf(diffIDs));
+    const manifest = {
+      schemaVersion: 2,
+      mediaType: mediaTypes.ociManifest,
+      config: { mediaType: mediaTypes.ociConfig, ...config },
+      layers: stored,
+      ...manifestExtra,
+    };
+    const text = Buffer.from(JSON.stringify(manifest));
+    const { digest } = this.document(repository, text, mediaTypes.ociManifest, tag);
     return {
       reference: `${this.host}/${repository}:${tag}`,
-      layers: layers.map((layer) => ({ digest: layer.digest ?? sha256(layer.bytes), bytes: layer.bytes })),
-      manifestDigest,
-      configDigest,
+      layers: layers.map(({ bytes }, index) => ({ digest: stored[index]?.digest ?? "", bytes })),
+      manifestDigest: digest,
+      configDigest: config.digest,
     };
+  }
+
+  /** A layer, or anything else that is fetched as a blob; under another digest than its own if one is given. */
+  blob(repository: string, bytes: Content, digest = sha256(whole(bytes))): FakeBlob {
+    this.#blobs.set(`/v2/${repository}/blobs/${digest}`, { bytes, mediaType: "application/octet-stream" });
+    return { digest, size: bytes.length };
+  }
+
+  config(repository: string, bytes: Buffer): FakeBlob {
+    const blob = this.blob(repository, bytes);
+    this.#configs.add(`/v2/${repository}/blobs/${blob.digest}`);
+    return blob;
+  }
+
+  /** A manifest or an index, by its digest and, if one is given, by a tag. */
+  document(repository: string, bytes: Buffer, mediaType: string, tag?: string): FakeBlob {
+    const digest = sha256(bytes);
+    for (const version of [digest, ...(tag === undefined ? [] : [tag])])
+      this.#blobs.set(`/v2/${repository}/manifests/${version}`, { bytes, mediaType });
+    return { digest, size: bytes.length };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -158,6 +169,7 @@ export class FakeRegistry implements AsyncDisposable {
       query: url.search,
       range,
       authorization,
+      headers: request.headers,
     };
     this.asked.push(asked);
     const behaviour = this.behave(asked) ?? {};
@@ -183,7 +195,7 @@ export class FakeRegistry implements AsyncDisposable {
     asked: Asked,
     response: ServerResponse,
     behaviour: Behaviour,
-    bytes: Buffer,
+    bytes: Content,
     mediaType: string,
   ): Promise<void> {
     const match = behaviour.ignoreRange ? null : /^bytes=(\d+)-(\d+)?$/.exec(asked.range ?? "");
@@ -193,13 +205,17 @@ export class FakeRegistry implements AsyncDisposable {
     const headers: Record<string, string> = {
       "content-type": mediaType,
       "content-length": String(body.length),
-      ...(asked.path.includes("/manifests/") && { "docker-content-digest": sha256(bytes) }),
+      ...(asked.path.includes("/manifests/") && { "docker-content-digest": sha256(whole(bytes)) }),
       ...(match && { "content-range": `bytes ${start}-${end - 1}/${bytes.length}` }),
       ...behaviour.headers,
     };
     response.writeHead(match ? 206 : 200, headers);
     if (asked.method === "HEAD") {
       response.end();
+      return;
+    }
+    if (behaviour.bytesPerSecond !== undefined) {
+      drip(response, body, behaviour.bytesPerSecond / 20);
       return;
     }
     if (behaviour.after === undefined || behaviour.after >= body.length) {
@@ -216,6 +232,20 @@ export class FakeRegistry implements AsyncDisposable {
   }
 }
 
+/** Twenty pieces a second until the body ends or nobody wants it any more. */
+function drip(response: ServerResponse, body: Buffer, pieceBytes: number): void {
+  const size = Math.ceil(pieceBytes);
+  let sent = 0;
+  const timer = setInterval(() => {
+    response.write(body.subarray(sent, sent + size));
+    sent += size;
+    if (sent < body.length) return;
+    clearInterval(timer);
+    response.end();
+  }, 50);
+  response.once("close", () => clearInterval(timer));
+}
+
 /** A promise that a test settles. */
 export function gate(): { readonly opened: Promise<void>; open(): void } {
   let open = (): void => {};
@@ -227,6 +257,17 @@ export function gate(): { readonly opened: Promise<void>; open(): void } {
 
 export function sha256(bytes: Uint8Array): string {
   return `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
+}
+
+function whole(content: Content): Buffer {
+  return content.subarray(0, content.length);
+}
+
+/** A config for this machine. */
+export function configOf(diffIDs: readonly string[], more: Readonly<Record<string, unknown>> = {}): Buffer {
+  const architecture = process.arch === "arm64" ? "arm64" : "amd64";
+  const rootfs = { type: "layers", diff_ids: diffIDs };
+  return Buffer.from(JSON.stringify({ os: "linux", architecture, config: {}, rootfs, ...more }));
 }
 
 function inflated(bytes: Buffer): Buffer {

@@ -1,4 +1,7 @@
-// zstd frames made by hand from raw and run-length blocks (RFC 8878, 3.1), since not every Node can pack zstd.
+// zstd frames, by its own program, or by hand from raw and run-length blocks (RFC 8878, 3.1): not every Node can pack
+// zstd.
+
+import { spawnSync } from "node:child_process";
 
 /** A raw block, or a byte repeated. */
 export type ZstdBlock = Uint8Array | readonly [byte: number, count: number];
@@ -31,4 +34,11 @@ export function skippableFrame(bytes: Uint8Array): Buffer {
   const head = Buffer.from("5a2a4d1800000000", "hex");
   head.writeUInt32LE(bytes.length, 4);
   return Buffer.concat([head, bytes]);
+}
+
+/** What the program makes of these bytes. */
+export function packZstd(bytes: Uint8Array, ...flags: readonly string[]): Buffer {
+  const run = spawnSync("zstd", ["-q", "-c", ...flags], { input: bytes, maxBuffer: 2 ** 30 });
+  if (run.status !== 0) throw new Error(`zstd: ${run.error?.message ?? run.stderr.toString()}`);
+  return run.stdout;
 }

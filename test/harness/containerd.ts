@@ -5,6 +5,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promis
 import { join } from "node:path";
 import { CriClient, fields, message, textOf } from "./cri.ts";
 import { eventually, ServerProcess } from "./process.ts";
+import type { Release } from "./versions.ts";
 
 export interface ContainerdOptions {
   /** Folder for everything; tmpfs by default, which is quick and takes extended attributes. */
@@ -17,12 +18,18 @@ export interface ContainerdOptions {
   readonly sandboxImage?: string;
   /** TOML at the end of the file. */
   readonly more?: string;
-  /** Folders to look for containerd and its shim in before all others. */
-  readonly path?: string;
+  /** Which containerd; the machine's own without. */
+  readonly release?: Release;
+  /** Version of the configuration's format; 3 is for containerd 2 alone. */
+  readonly format?: 2 | 3;
+  /** Added to the environment. */
+  readonly env?: NodeJS.ProcessEnv;
 }
 
-/** Where private roots are made. */
-export const scratch = "/dev/shm";
+/** Where private roots are made: tmpfs, and under the leak gate a folder of the test file's own. */
+export function scratch(): string {
+  return process.env["HAWSER_SCRATCH"] ?? "/dev/shm";
+}
 
 export class PrivateContainerd implements AsyncDisposable {
   readonly root: string;
@@ -30,12 +37,14 @@ export class PrivateContainerd implements AsyncDisposable {
   readonly contentRoot: string;
   readonly snapshotterRoot: string;
   readonly cri: CriClient;
-  readonly #path: string | undefined;
+  #release: Release | undefined;
+  readonly #env: NodeJS.ProcessEnv;
   #process: ServerProcess;
 
-  private constructor(root: string, path: string | undefined) {
+  private constructor(root: string, { release, env = {} }: ContainerdOptions) {
     this.root = root;
-    this.#path = path;
+    this.#release = release;
+    this.#env = env;
     this.address = join(root, "containerd.sock");
     this.contentRoot = join(root, "root/io.containerd.content.v1.content");
     this.snapshotterRoot = join(root, "root/io.containerd.snapshotter.v1.overlayfs");
@@ -44,10 +53,10 @@ export class PrivateContainerd implements AsyncDisposable {
   }
 
   static async start(options: ContainerdOptions = {}): Promise<PrivateContainerd> {
-    const root = await mkdtemp(join(options.root ?? scratch, "containerd-"));
+    const root = await mkdtemp(join(options.root ?? scratch(), "containerd-"));
     await mkdir(join(root, "certs.d"));
-    await writeFile(join(root, "config.toml"), configuration(root, options));
-    const containerd = new PrivateContainerd(root, options.path);
+    await writeFile(join(root, "config.toml"), configurationOf(root, options));
+    const containerd = new PrivateContainerd(root, options);
     try {
       await containerd.untilReady();
     } catch (error) {
@@ -76,16 +85,23 @@ export class PrivateContainerd implements AsyncDisposable {
     await this.#process.stop(signal);
   }
 
-  async startAgain(): Promise<void> {
+  /** As another version, when one is given. */
+  async startAgain(release = this.#release): Promise<void> {
+    this.#release = release;
     this.#process = this.#spawn();
     await this.untilReady();
   }
 
   /** Output of containerd's own client, in the namespace of CRI. */
   ctr(...args: readonly string[]): string {
-    const run = spawnSync("ctr", ["--address", this.address, "--namespace", "k8s.io", ...args], {
-      encoding: "utf8",
-    });
+    const { path } = this.#release ?? {};
+    const run = spawnSync(
+      path ? join(path, "ctr") : "ctr",
+      ["--address", this.address, "--namespace", "k8s.io", ...args],
+      {
+        encoding: "utf8",
+      },
+    );
     if (run.status !== 0) throw new Error(`ctr ${args.join(" ")}: ${run.stderr}`);
     return run.stdout;
   }
@@ -133,8 +149,14 @@ export class PrivateContainerd implements AsyncDisposable {
 
   #spawn(): ServerProcess {
     const inherited = process.env["PATH"] ?? "";
-    const env = { ...process.env, PATH: this.#path ? `${this.#path}:${inherited}` : inherited };
-    return new ServerProcess("containerd", ["--config", join(this.root, "config.toml")], { env });
+    const { path } = this.#release ?? {};
+    // The shim is looked up in PATH.
+    const env = { ...process.env, PATH: path ? `${path}:${inherited}` : inherited, ...this.#env };
+    return new ServerProcess(
+      path ? join(path, "containerd") : "containerd",
+      ["--config", join(this.root, "config.toml")],
+      { env },
+    );
   }
 }
 
@@ -168,7 +190,38 @@ async function unmountBelow(root: string): Promise<void> {
   for (const path of below.toReversed()) spawnSync("umount", ["-l", path]);
 }
 
-function configuration(root: string, { configPath, cri, sandboxImage, more }: ContainerdOptions): string {
+function configurationOf(root: string, options: ContainerdOptions): string {
+  return options.format === 3 ? format3(root, options) : format2(root, options);
+}
+
+function format3(root: string, { configPath, cri, sandboxImage, more }: ContainerdOptions): string {
+  return `
+version = 3
+root = "${root}/root"
+state = "${root}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]
+[grpc]
+  address = "${root}/containerd.sock"
+[plugins."io.containerd.cri.v1.images"]
+  ${cri ?? ""}
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "${sandboxImage ?? "registry.invalid/pause:1"}"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "${configPath ?? `${root}/certs.d`}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+[plugins."io.containerd.internal.v1.opt"]
+  path = "${root}/opt"
+${more ?? ""}
+`;
+}
+
+function format2(root: string, { configPath, cri, sandboxImage, more }: ContainerdOptions): string {
   return `
 version = 2
 root = "${root}/root"

@@ -10,10 +10,12 @@ import {
   StatusResponseSchema,
 } from "../../src/proto/gen/cri_pb.js";
 
-export interface Auth {
+export interface Login {
   readonly username: string;
   readonly password: string;
 }
+
+export type Auth = Login | { readonly identityToken: string };
 
 /** An answer, or the code and message that a caller sees. */
 export type Reply<Value> = { readonly value: Value } | { readonly code: number; readonly message: string };

@@ -1,8 +1,8 @@
 // An image with one of everything that layers can hold, for comparing what two unpackers make of it.
 
-import { spawnSync } from "node:child_process";
 import { gzipSync } from "node:zlib";
 import { dir, file, hardlink, symlink, tar, tarGz } from "../fakes/tar.ts";
+import { packZstd } from "../fakes/zstd.ts";
 import { layerTypes, type TestLayer } from "./images.ts";
 
 /** cap_net_bind_service=ep, version 2, as setcap writes it. */
@@ -123,8 +123,7 @@ function plain(): TestLayer {
 
 function zstd(): TestLayer {
   const stream = tar([dir("zstd"), file("zstd/file", "z".repeat(300_000))]);
-  const packed = spawnSync("zstd", ["-q", "-c"], { input: stream });
-  return { bytes: packed.stdout, tar: stream, mediaType: layerTypes.ociZstd };
+  return { bytes: packZstd(stream), tar: stream, mediaType: layerTypes.ociZstd };
 }
 
 function empty(): TestLayer {

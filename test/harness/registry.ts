@@ -1,15 +1,24 @@
-// A private registry: Debian's docker-registry on a free loopback port, with its store in a folder of its own.
+// A private registry: Debian's docker-registry on a free loopback port, with its store in a folder of its own or in that
+// of another one, so that the same images can be had over TLS, with tokens, and with neither, by which they are pushed.
 
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import type { KeyPair } from "./authority.ts";
 import { scratch } from "./containerd.ts";
 import { ServerProcess } from "./process.ts";
+import { tokenIssuer, tokenService } from "./tokens.ts";
 
 export interface RegistryOptions {
   readonly root?: string;
   readonly login?: { readonly username: string; readonly password: string };
+  /** Folder of another registry's store, to serve what is there. */
+  readonly store?: string;
+  /** With `clients`, the authority that clients must have a certificate of. */
+  readonly tls?: KeyPair & { readonly clients?: string };
+  /** Tokens from there are believed when they are signed by this certificate. */
+  readonly tokens?: { readonly realm: string; readonly signer: string };
 }
 
 export interface BlobRef {
@@ -23,30 +32,42 @@ export interface Request {
   readonly method: string;
   readonly path: string;
   readonly status: number;
+  /** The client's User-Agent. */
+  readonly agent: string;
 }
 
 export class PrivateRegistry implements AsyncDisposable {
   readonly host: string;
+  /** Folder of its store. */
+  readonly store: string;
   readonly #root: string;
   readonly #process: ServerProcess;
   readonly #headers: Record<string, string>;
 
-  private constructor(host: string, root: string, process: ServerProcess, headers: Record<string, string>) {
+  private constructor(
+    host: string,
+    root: string,
+    store: string,
+    process: ServerProcess,
+    headers: Record<string, string>,
+  ) {
     this.host = host;
+    this.store = store;
     this.#root = root;
     this.#process = process;
     this.#headers = headers;
   }
 
   static async start(options: RegistryOptions = {}): Promise<PrivateRegistry> {
-    const root = await mkdtemp(join(options.root ?? scratch, "registry-"));
+    const root = await mkdtemp(join(options.root ?? scratch(), "registry-"));
     const auth = options.login ? basicAuth(options.login) : { file: "", headers: {} };
     if (auth.file) await writeFile(join(root, "htpasswd"), auth.file);
-    await writeFile(join(root, "config.yml"), configuration(root, auth.file !== ""));
+    const store = options.store ?? join(root, "store");
+    await writeFile(join(root, "config.yml"), configuration(root, store, options));
     const server = new ServerProcess("docker-registry", ["serve", join(root, "config.yml")]);
     try {
       const [, port] = await server.untilPrinted(/listening on 127\.0\.0\.1:(\d+)/);
-      return new PrivateRegistry(`127.0.0.1:${port}`, root, server, auth.headers);
+      return new PrivateRegistry(`127.0.0.1:${port}`, root, store, server, auth.headers);
     } catch (error) {
       await rm(root, { recursive: true, force: true });
       throw error;
@@ -78,8 +99,19 @@ export class PrivateRegistry implements AsyncDisposable {
   requests(): Request[] {
     const lines = this.#process
       .logs()
-      .matchAll(/"(GET|HEAD|PUT|POST|PATCH) (\/v2\/\S*) HTTP\/1\.1" (\d{3})/g);
-    return [...lines].map(([, method = "", path = "", status]) => ({ method, path, status: Number(status) }));
+      .matchAll(/"(GET|HEAD|PUT|POST|PATCH) (\/v2\/\S*) HTTP\/1\.1" (\d{3}) \d+ "[^"]*" "([^"]*)"/g);
+    return [...lines].map(([, method = "", path = "", status, agent = ""]) => {
+      return { method, path, status: Number(status), agent };
+    });
+  }
+
+  /** The clients' ends of the connections over which clients of this name were served a path. */
+  connectionsTo(path: string, agent: string): Set<string> {
+    const field = (name: string): string => ` http\\.request\\.${name}="?([^" ]+)"?`;
+    const served = new RegExp(field("remoteaddr") + field("uri") + field("useragent"), "g");
+    const lines = [...this.#process.logs().matchAll(served)];
+    const found = lines.filter(([, , uri, name]) => uri?.startsWith(path) && name?.startsWith(agent));
+    return new Set(found.map(([, remote = ""]) => remote));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -107,15 +139,27 @@ function basicAuth({ username, password }: NonNullable<RegistryOptions["login"]>
   return { file: made.stdout, headers: { authorization: `Basic ${header}` } };
 }
 
-function configuration(root: string, withAuth: boolean): string {
+function configuration(root: string, store: string, { login, tls, tokens }: RegistryOptions): string {
+  const clients = tls?.clients === undefined ? "" : `, clientcas: ["${tls.clients}"]`;
   return `
 version: 0.1
 log: { level: info, accesslog: { disabled: false } }
 storage:
-  filesystem: { rootdirectory: ${root}/store }
+  filesystem: { rootdirectory: ${store} }
   delete: { enabled: true }
 http:
   addr: 127.0.0.1:0
-${withAuth ? `auth:\n  htpasswd: { realm: test, path: ${root}/htpasswd }` : ""}
+${tls ? `  tls: { certificate: ${tls.cert}, key: ${tls.key}${clients} }` : ""}
+${login ? `auth:\n  htpasswd: { realm: test, path: ${root}/htpasswd }` : ""}
+${
+  tokens
+    ? `auth:
+  token:
+    realm: ${tokens.realm}
+    service: ${tokenService}
+    issuer: ${tokenIssuer}
+    rootcertbundle: ${tokens.signer}`
+    : ""
+}
 `;
 }

@@ -21,7 +21,7 @@ import { differences, readTree } from "./tree.ts";
 let work: string;
 
 beforeEach(() => {
-  work = mkdtempSync(join(scratch, "tree-"));
+  work = mkdtempSync(join(scratch(), "tree-"));
 });
 
 afterEach(() => {

@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
+import { spent } from "../budgets.ts";
 
 const vitest = fileURLToPath(new URL("../../node_modules/vitest/vitest.mjs", import.meta.url));
 const reporter = fileURLToPath(new URL("../reporter.ts", import.meta.url));
@@ -49,4 +50,19 @@ test.each([
   ["a run without tests", undefined, 1, "0 passed, 1 failed"],
 ] as const)("%s", (_, tests, status, last) => {
   expect(run(tests)).toEqual({ status, last });
+});
+
+test("time is told kind by kind, and what is over its budget is marked", () => {
+  expect(
+    spent([
+      { path: "/x/test/fuzz/a.int.test.ts", seconds: 50.4 },
+      { path: "/x/test/fuzz/b.int.test.ts", seconds: 20 },
+      { path: "/x/test/e2e/crash.int.test.ts", seconds: 1.2 },
+      { path: "/x/test/oci/digest.test.ts", seconds: 0.1 },
+    ]),
+  ).toEqual([
+    "time for fuzz: 70 s of 60 s, 2 files: OVER",
+    "time for faults: 1 s of 840 s, 1 files",
+    "time for all else: 0 s of 720 s, 1 files",
+  ]);
 });

@@ -2,7 +2,7 @@
 
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { Directories } from "../../src/layer/directories.ts";
+import { Directories, directoriesMax, implicitOnes } from "../../src/layer/directories.ts";
 
 interface Known {
   isImplicit: boolean;
@@ -12,13 +12,13 @@ interface Known {
 const path = fc
   .array(fc.constantFrom("a", "b", "c"), { minLength: 1, maxLength: 4 })
   .map((parts) => parts.join("/"));
-const step = fc.tuple(fc.constantFrom("imply", "name", "remove"), path, fc.nat(1000));
+const step = fc.tuple(fc.constantFrom("imply", "name"), path, fc.nat(1000));
 
 function below(parent: string, child: string): boolean {
   return child.startsWith(`${parent}/`);
 }
 
-test("whatever is implied, named and removed, the same is known as in a map of paths", () => {
+test("whatever is implied and named, the same is known as in a map of paths", () => {
   fc.assert(
     fc.property(fc.array(step, { maxLength: 60 }), fc.oneof(fc.constant(""), path), (steps, where) => {
       const directories = new Directories();
@@ -38,16 +38,12 @@ test("whatever is implied, named and removed, the same is known as in a map of p
         if (kind === "imply") {
           directories.imply(key);
           at(key).isImplicit = true;
-        } else if (kind === "name") {
+        } else {
           directories.name(key, { mtime: time, atime: time });
           at(key).mtime = seconds;
-        } else {
-          directories.remove(key);
-          for (const other of Array.from(model.keys()))
-            if (other === key || below(key, other)) model.delete(other);
         }
       }
-      const implicit = directories.implicit();
+      const implicit = [...implicitOnes(directories.implicit())];
       expect(new Map(implicit.map((one) => [one.path, one.named]))).toEqual(
         new Map(
           [...model]
@@ -67,11 +63,26 @@ test("whatever is implied, named and removed, the same is known as in a map of p
           ),
         ),
       );
-      const unnamed = [...model]
-        .filter(([key, known]) => known.mtime === undefined && (where === "" || below(where, key)))
-        .map(([key]) => key);
-      const uppermost = unnamed.filter((key) => !unnamed.some((other) => below(other, key)));
-      expect(directories.unnamedBelow(where).sort()).toEqual(uppermost.sort());
+      const isUnnamed = [...model].some(
+        ([key, known]) => known.mtime === undefined && (where === "" || below(where, key)),
+      );
+      expect(directories.hasUnnamedBelow(where)).toBe(isUnnamed);
     }),
   );
+});
+
+test("no more of them are kept in memory than there should be, implied or named, and none is made beyond that", () => {
+  const time = { seconds: 0, nanoseconds: 0 };
+  const directories = new Directories();
+  for (let index = 0; index < directoriesMax / 4; index++) {
+    directories.imply(`${index}/a/b`);
+    directories.name(`${index}/a/c`, { mtime: time, atime: time });
+  }
+  directories.imply("0/a/b");
+  for (const more of [
+    () => directories.imply("more"),
+    () => directories.name("more", { mtime: time, atime: time }),
+  ]) {
+    expect(more).toThrow(expect.objectContaining({ code: "exhausted" }));
+  }
 });

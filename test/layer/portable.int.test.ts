@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { PlainArchive } from "../../src/layer/plain.ts";
 import { unpackPortable } from "../../src/layer/portable.ts";
 import { sha256 } from "../../src/oci/digest.ts";
 import { dir, file, gnuLong, hardlink, symlink, type TarEntry, tar } from "../fakes/tar.ts";
@@ -129,6 +130,26 @@ describe("left to containerd", () => {
     await expect(portable({ bytes })).rejects.toMatchObject({ name: "PullError", code: "unsupported" });
   });
 
+  test("more entries than are remembered", () => {
+    const archive = new PlainArchive(true);
+    const time = { seconds: 0, nanoseconds: 0 };
+    const entry = {
+      type: "file",
+      linkName: "",
+      mode: 0o644,
+      uid: 0,
+      gid: 0,
+      sizeBytes: 0,
+      xattrs: [],
+    } as const;
+    const put = (name: string): void =>
+      archive.whole({ ...entry, name, mtime: time, atime: time, major: 0, minor: 0 });
+    for (let index = 0; index < 100_000; index++) put(String(index));
+    expect(() => put("more")).toThrow(
+      expect.objectContaining({ code: "unsupported", message: expect.stringContaining("more than 100000") }),
+    );
+  });
+
   test("an archive that tar-fs reads differently: the rest goes by Go's reading or not at all", async () => {
     // A size in a link's header has no content for Go; tar-stream skips that much.
     const bytes = tar([symlink("l", "x", { size: 512 }), file("f", "x".repeat(512)), file("g")]);
@@ -181,7 +202,7 @@ test("it works where the addon is missing, and the native engine says that it is
       let refusal;
       try { createEngine({ engine: "native", threads: 1, workerFile }); } catch (error) { refusal = error.code; }
       const bytes = readFileSync("blob");
-      const spool = await Spool.create("spool", bytes.length);
+      const spool = await Spool.open("spool", bytes.length);
       await spool.write(0, [bytes]);
       spool.complete();
       const engine = createEngine({ engine: "portable", threads: 1, workerFile });

@@ -58,7 +58,7 @@ export class Staging implements AsyncDisposable {
 
   async spool(sizeBytes: number): Promise<Spool> {
     this.#count += 1;
-    return await Spool.create(join(this.folder, `spool-${this.#count}`), sizeBytes);
+    return await Spool.open(join(this.folder, `spool-${this.#count}`), sizeBytes);
   }
 
   /** A spool that holds all of it. */

@@ -23,11 +23,12 @@ interface Read {
 }
 
 /** Feeds the pieces through one reused buffer, which is overwritten after each. */
-function parse(pieces: readonly Buffer[], entriesMax = 1000): Read[] {
+function parse(pieces: readonly Buffer[], entriesMax = 1000, globals?: string[]): Read[] {
   const read: Read[] = [];
   let open: { readonly entry: Entry; readonly parts: string[] } | undefined;
   const parser = new TarParser(
     {
+      global: (name) => void globals?.push(name),
       whole: (entry, buffer, start, end) => {
         expect(open).toBeUndefined();
         read.push({ entry, content: buffer.toString("latin1", start, end) });
@@ -269,6 +270,14 @@ describe("numbers", () => {
     expect(() => parseOne(file("x", "", { pax: { mtime } }))).toThrow(corrupt);
   });
 
+  test("a ctime that is none is refused, although nothing can set it", () => {
+    expect(parseOne(file("x", "", { pax: { ctime: "-1.5" } })).name).toBe("x");
+    expect(() => parse([tar([file("x", "", { pax: { ctime: "abc" } })])])).toThrow(corrupt);
+    const star = (ctime: string) => file("x", "", { raw: { 476: "00000000012 ", 488: ctime, 508: "tar\0" } });
+    expect(parseOne(star("00000000012 ")).name).toBe("x");
+    expect(() => parse([tar([star("no time     ")])])).toThrow(corrupt);
+  });
+
   test("sizes below zero and beyond counting", () => {
     expect(() => parse([tar([file("x", "", { pax: { size: "-1" } })])])).toThrow(corrupt);
     expect(() =>
@@ -300,6 +309,18 @@ describe("pax records", () => {
     expect(parseOne(paxHeader("g", record("path", "global")), file("own")).name).toBe("own");
     expect(parseOne(one, paxHeader("g", record("comment", "c")), file("own")).name).toBe("own");
     expect(parseOne(paxHeader("g", ""), file("own")).name).toBe("own");
+  });
+
+  test("a global header has a name: its own record's, else its header's; no long name before it counts", () => {
+    const globals: string[] = [];
+    const entries = [
+      gnuLong("L", "long"),
+      { ...paxHeader("g", record("comment", "c")), name: "header" },
+      paxHeader("g", record("path", "own")),
+      file("f"),
+    ];
+    expect(parse([tar(entries)], 1, globals)[0]?.entry.name).toBe("f");
+    expect(globals).toEqual(["header", "own"]);
   });
 
   test.each([
@@ -355,7 +376,8 @@ describe("the end", () => {
   test("leaves what follows alone, and says where it was", () => {
     const archive = tar([file("f")]);
     expect(parse([archive, Buffer.alloc(5000, 1), tar([file("never")])]).length).toBe(1);
-    const parser = new TarParser({ whole: () => {}, begin: () => {}, piece: () => {}, finish: () => {} }, 10);
+    const sink = { global: () => {}, whole: () => {}, begin: () => {}, piece: () => {}, finish: () => {} };
+    const parser = new TarParser(sink, 10);
     const stream = Buffer.concat([archive, Buffer.alloc(100, 7)]);
     expect(parser.feed(stream, 0, 600)).toBe(600);
     expect(parser.feed(stream, 600, stream.length)).toBe(archive.length);

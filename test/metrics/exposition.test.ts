@@ -26,7 +26,7 @@ async function ask(
 }
 
 test("every metric has Hawser's prefix, a sentence and a documented name", async () => {
-  const { registry, ...metrics } = createMetrics("1.2.3");
+  const { registry, ...metrics } = createMetrics("1.2.3", "front");
   const own = (await registry.getMetricsAsJSON()).filter(({ name }) => name.startsWith("hawser_"));
   expect(own).toHaveLength(Object.keys(metrics).length);
   for (const { name, help, type } of own) {
@@ -38,9 +38,9 @@ test("every metric has Hawser's prefix, a sentence and a documented name", async
 });
 
 test("metrics and health, and nothing else", async () => {
-  const metrics = createMetrics("1.2.3");
+  const metrics = createMetrics("1.2.3", "front");
   metrics.pulls.inc({ result: "ok", path: "accelerated" });
-  const exposition = await expose(metrics, "127.0.0.1", 0);
+  const exposition = await expose(() => metrics.registry.metrics(), "127.0.0.1", 0);
   const { body } = await ask(exposition.port, "/metrics");
   expect(body).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
   expect(body).toContain('hawser_build_info{version="1.2.3"');
@@ -48,15 +48,15 @@ test("metrics and health, and nothing else", async () => {
   expect(await ask(exposition.port, "/healthz")).toEqual({ status: 200, body: "ok\n" });
   expect((await ask(exposition.port, "/")).status).toBe(404);
   expect((await ask(exposition.port, "/metrics", "POST")).status).toBe(405);
-  await expect(expose(metrics, "127.0.0.1", exposition.port)).rejects.toThrow(
+  await expect(expose(() => metrics.registry.metrics(), "127.0.0.1", exposition.port)).rejects.toThrow(
     /metrics\.listen: cannot listen/,
   );
   await exposition.close();
 });
 
 test("a metric that cannot be collected costs an answer, not the daemon", async () => {
-  const metrics = createMetrics("1.2.3");
-  const exposition = await expose(metrics, "127.0.0.1", 0);
+  const metrics = createMetrics("1.2.3", "front");
+  const exposition = await expose(() => metrics.registry.metrics(), "127.0.0.1", 0);
   metrics.registry.registerMetric(
     new Gauge({
       name: "broken",
@@ -77,6 +77,14 @@ test("what a registry says cannot begin a line of the log or speak to the termin
   expect(lines).toEqual([
     expect.stringMatching(/ said \\u001b\[31m\\u000aforged error="a\\nb" tail=\\u001b\[2J\\u009b\n$/),
   ]);
+});
+
+test("a field is cut when it is longer than anybody will read", () => {
+  const lines: string[] = [];
+  const log = createLog({ level: "info", format: "json" }, { write: (line) => void lines.push(line) });
+  log.warn({ image: "x".repeat(100_000), detail: "short" }, "pull");
+  expect(lines[0]?.length).toBeLessThan(3000);
+  expect(lines[0]).toMatch(/x\.\.\. \(100000 characters\)","detail":"short"/);
 });
 
 test.each(["json", "text"] as const)("secrets do not reach the log (%s)", (format) => {

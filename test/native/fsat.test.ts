@@ -17,7 +17,7 @@ import { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { native } from "../layer/staging.ts";
 
-const { EBADF, EEXIST, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR } = constants.errno;
+const { EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV } = constants.errno;
 const binding = native();
 const [uid, gid] = [process.getuid?.() ?? 0, process.getgid?.() ?? 0];
 
@@ -59,27 +59,61 @@ test("names are bytes", () => {
   expect(readlinkSync(join(folder, "l"), "buffer")).toEqual(Buffer.from("\xe9/\xff", "latin1"));
 });
 
-test("no call follows a link in its name, and opening in a root follows them inside of it", () => {
-  mkdirSync(join(folder, "in"));
+test("no call follows a link in its name, and none in a path", () => {
+  mkdirSync(join(folder, "in/deep"), { recursive: true });
+  writeFileSync(join(folder, "file"), "");
   symlinkSync("in", join(folder, "link"));
   symlinkSync("/", join(folder, "slash"));
-  symlinkSync("/in", join(folder, "absolute"));
-  symlinkSync("../../../in", join(folder, "up"));
+  symlinkSync("../link", join(folder, "in/up"));
   expect([-ELOOP, -ENOTDIR]).toContain(binding.openDirectory(root, "link"));
   expect(binding.createFile(root, "link")).toBe(-EEXIST);
   const results = new Float64Array(8);
   expect(binding.status(root, "link", results)).toBe(0);
   expect((results[0] ?? 0) & 0o170000).toBe(0o120000);
-  const inode = statSync(join(folder, "in"));
-  for (const path of ["in", "link", "absolute", "up", "slash/in", "slash/../in", "./in/."]) {
-    const fd = binding.openInRoot(root, path);
+  for (const path of ["in", "in/deep", ".", "./in/.", "in/deep/.."]) {
+    const fd = binding.openBelow(root, path);
     expect(fd, path).toBeGreaterThanOrEqual(0);
-    expect(binding.status(fd, "", results)).toBe(0);
-    expect(results[6]).toBe(Math.floor(inode.mtimeMs / 1000));
     expect(binding.close(fd)).toBe(0);
   }
-  expect(binding.openInRoot(root, "missing")).toBe(-ENOENT);
-  expect(binding.openInRoot(root, "etc")).toBe(-ENOENT);
+  for (const path of ["link", "link/deep", "slash/etc", "in/up/deep", "link/missing"])
+    expect(binding.openBelow(root, path), path).toBe(-ELOOP);
+  for (const path of ["missing", "in/missing/deep"]) expect(binding.openBelow(root, path)).toBe(-ENOENT);
+  for (const path of ["file", "file/below"]) expect(binding.openBelow(root, path)).toBe(-ENOTDIR);
+  for (const path of ["..", "in/../..", "/etc"]) expect(binding.openBelow(root, path)).toBe(-EXDEV);
+});
+
+test("devices: large numbers are exact, and those that the kernel cannot take are refused", () => {
+  const results = new Float64Array(8);
+  const isCharacter = 0o020000;
+  for (const [major, minor] of [
+    [1, 3],
+    [0, 0],
+    [4095, 2 ** 20 - 1],
+  ] as const) {
+    const name = `${major}-${minor}`;
+    expect(binding.makeNode(root, name, isCharacter | 0o640, major, minor)).toBe(0);
+    expect(binding.status(root, name, results)).toBe(0);
+    const stat = statSync(join(folder, name));
+    expect([results[0], results[3]]).toEqual([stat.mode, stat.rdev]);
+    expect(stat.mode).toBe(isCharacter | 0o640);
+  }
+  expect(new Set(["1-3", "0-0", "4095-1048575"].map((name) => statSync(join(folder, name)).rdev)).size).toBe(
+    3,
+  );
+  expect(binding.makeNode(root, "large", isCharacter, 4096, 0)).toBe(-EINVAL);
+});
+
+test("anything but a directory is removed, and a link is not followed", () => {
+  mkdirSync(join(folder, "outside"));
+  writeFileSync(join(folder, "outside/canary"), "alive");
+  symlinkSync("outside", join(folder, "link"));
+  symlinkSync("outside/canary", join(folder, "another"));
+  writeFileSync(join(folder, "file"), "");
+  for (const name of ["link", "another", "file"]) expect(binding.removeFile(root, name)).toBe(0);
+  expect(binding.removeFile(root, "outside")).toBe(-EISDIR);
+  expect(binding.removeFile(root, "file")).toBe(-ENOENT);
+  expect(readdirSync(folder)).toEqual(["outside"]);
+  expect(readFileSync(join(folder, "outside/canary"), "utf8")).toBe("alive");
 });
 
 test("a tree is removed with all that is in it, and links in it are not followed", () => {

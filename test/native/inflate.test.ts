@@ -1,27 +1,26 @@
 // The decompressors against zlib and pako: same bytes out, however the input and the output are cut.
 
-import { deflateRawSync, gunzipSync, gzipSync } from "node:zlib";
+import { gunzipSync, gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { gzip as pakoGzip } from "pako";
 import { describe, expect, test } from "vitest";
 import type { Inflater } from "../../src/native.ts";
+import { type GzipHeader, gzipMember } from "../fakes/gzip.ts";
 import { skippableFrame, zstdFrame } from "../fakes/zstd.ts";
 import { native } from "../layer/staging.ts";
 
 const binding = native();
 const openers = { gzip: () => binding.createGzip(), zstd: () => binding.createZstd() };
 
-/** A gzip header with the optional fields that its flags announce (RFC 1952, 2.3). */
-function header(flags: number): Buffer {
-  const fields = [Buffer.from([0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 255])];
-  if ((flags & 0x04) !== 0) fields.push(Buffer.from([5, 0]), Buffer.from("extra"));
-  if ((flags & 0x08) !== 0) fields.push(Buffer.from("name\0"));
-  if ((flags & 0x10) !== 0) fields.push(Buffer.from("comment\0"));
-  const bytes = Buffer.concat(fields);
-  if ((flags & 0x02) === 0) return bytes;
-  // The CRC-32 of the header, as gzip's own trailer has it.
-  const crc16 = gzipSync(bytes).subarray(-8, -6);
-  return Buffer.concat([bytes, crc16]);
+/** A member with the optional fields that its flags announce (RFC 1952, 2.3). */
+function memberOf(content: Buffer, flags: number): Buffer {
+  return gzipMember(content, {
+    flags,
+    ...((flags & 0x04) !== 0 && { extra: Buffer.from("extra") }),
+    ...((flags & 0x08) !== 0 && { name: "name" }),
+    ...((flags & 0x10) !== 0 && { comment: "comment" }),
+    ...((flags & 0x02) !== 0 && { sum: "right" }),
+  });
 }
 
 type Result = { readonly output: Buffer; readonly status: number };
@@ -101,7 +100,7 @@ describe("gzip", () => {
   test("headers with optional fields are read, whatever they are cut into", () => {
     const body = Buffer.from("content");
     for (const flags of [0, 1, 0x02, 0x04, 0x08, 0x10, 0x06, 0x1c, 0x1f]) {
-      const packed = Buffer.concat([header(flags), deflateRawSync(body), gzipSync(body).subarray(-8)]);
+      const packed = memberOf(body, flags);
       expect(gunzipSync(packed).equals(body)).toBe(true);
       for (let at = 0; at <= packed.length; at++) {
         for (const rest of [[packed.subarray(at)], cut(packed.subarray(at), [1, 2, 3, 5, 8])]) {
@@ -109,6 +108,23 @@ describe("gzip", () => {
           expect([status, output.toString()], `flags ${flags}, cut at ${at}`).toEqual([1, "content"]);
         }
       }
+    }
+  });
+
+  test("reserved flags and wrong header sums are refused, and names and comments over 511 bytes, however they are cut", () => {
+    const statusOf = (header: GzipHeader, size: number): number => {
+      const packed = gzipMember(Buffer.from("content"), header);
+      const edges = Array.from({ length: Math.floor(packed.length / size) }, (_, index) => index * size);
+      return inflate(binding.createGzip(), cut(packed, edges), 100).status;
+    };
+    for (const size of [1, 7, 512, 10_000]) {
+      for (const flags of [0x20, 0x40, 0x80]) expect(statusOf({ flags }, size)).toBe(-1);
+      expect(statusOf({ sum: "wrong" }, size)).toBe(-1);
+      for (const field of ["name", "comment"]) {
+        expect(statusOf({ [field]: "n".repeat(511) }, size), `${field} in ${size}`).toBe(1);
+        expect(statusOf({ [field]: "n".repeat(512) }, size), `${field} in ${size}`).toBe(-1);
+      }
+      expect(statusOf({ extra: Buffer.alloc(65_535) }, size)).toBe(1);
     }
   });
 

@@ -37,6 +37,21 @@ describe("manifests", () => {
     ["unsupported", { config, layers: [], manifests: [] }],
     ["unsupported", { config: blob("application/octet-stream"), layers: [] }],
     ["unsupported", { config: { ...config, digest: `sha512:${"a".repeat(128)}` }, layers: [] }],
+    ["unsupported", { config, layers: [blob("x", { size: 0 })] }],
+    ["unsupported", { config: { ...config, data: "AAAA" }, layers: [] }],
+    ["unsupported", { config, layers: [blob("x", { urls: ["http://127.0.0.1/"] })] }],
+    ["unsupported", { config, layers: [blob("x", { platform: { os: "linux", architecture: "amd64" } })] }],
+    ["unsupported", { config, layers: [], Layers: [] }],
+    ["unsupported", { config, "layer\u017f": [], layers: [] }],
+    ["unsupported", { config, layers: [blob("x", { DIGEST: sha256("y") })] }],
+    [
+      "nothing thrown",
+      { config, layers: [blob("x", { urls: [], data: null, platform: null, annotations: null })] },
+    ],
+    [
+      "nothing thrown",
+      { config, layers: [], "Any-Other": { Layers: 1, layers: 2 }, __proto__: { layers: 1 } },
+    ],
     ["corrupt", { layers: [] }],
     ["corrupt", { config, layers: {} }],
     ["corrupt", { config, layers: [blob("x", { size: -1 })] }],
@@ -72,26 +87,34 @@ describe("platforms", () => {
   const amd64 = { os: "linux", architecture: "amd64" };
   const arm64 = { os: "linux", architecture: "arm64" };
 
-  test.each<[string, Platform, Platform[], number | undefined]>([
+  test.each<[string, Platform, Platform[], number | string]>([
     ["the host's own before what it can also run", amd64, [{ ...amd64, architecture: "386" }, amd64], 1],
-    ["386 on amd64 if there is nothing better", amd64, [arm64, { ...amd64, architecture: "386" }], 1],
-    ["amd64/v2 does not match", amd64, [{ ...amd64, variant: "v2" }], undefined],
+    ["386 on amd64, which some take", amd64, [arm64, { ...amd64, architecture: "386" }], "unsupported"],
+    ["amd64/v2 does not match", amd64, [{ ...amd64, variant: "v2" }], "not_found"],
+    ["amd64/v1 is amd64", amd64, [{ ...amd64, variant: "v1" }], 0],
+    ["other spellings", amd64, [{ os: "LINUX", architecture: "X86_64" }], 0],
+    ["no system is the host's", amd64, [{ os: "", architecture: "amd64" }], 0],
     ["the first of two equal ones", amd64, [amd64, { ...amd64 }], 0],
     ["arm64 with its usual variant", arm64, [{ ...arm64, variant: "v8" }], 0],
+    ["arm on arm64", arm64, [{ os: "linux", architecture: "armhf" }], "unsupported"],
     [
-      "arm v7 before v6 on arm64",
-      arm64,
-      [
-        { os: "linux", architecture: "arm", variant: "v6" },
-        { os: "linux", architecture: "arm", variant: "v7" },
-      ],
-      1,
+      "another system, whatever its version",
+      amd64,
+      [{ ...amd64, os: "windows", isNarrowed: true }],
+      "not_found",
     ],
-    ["another system", amd64, [{ ...amd64, os: "windows" }], undefined],
+    ["features of the system", amd64, [{ ...amd64, isNarrowed: true }, amd64], "unsupported"],
+    ["attestations", amd64, [{ os: "unknown", architecture: "unknown" }, amd64], 1],
   ])("%s", (_name, host, platforms, expected) => {
     const entries = platforms.map(entry);
-    if (expected === undefined) expect(codeOf(() => selectPlatform(entries, host))).toBe("not_found");
+    if (typeof expected === "string") expect(codeOf(() => selectPlatform(entries, host))).toBe(expected);
     else expect(selectPlatform(entries, host)).toBe(entries[expected]);
+  });
+
+  test("an entry without a platform is containerd's to judge", () => {
+    const { mediaType, digest, size } = entry(amd64);
+    const entries = [entry(amd64), { mediaType, digest, size }];
+    expect(codeOf(() => selectPlatform(entries, amd64))).toBe("unsupported");
   });
 });
 
@@ -114,6 +137,7 @@ test("layer types: sniffed, plain, or containerd's", () => {
   for (const type of [
     "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
     "text/plain",
     "",
   ]) {

@@ -2,10 +2,11 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { watch } from "node:fs";
 import { mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { Containerd, ContainerdFacts } from "../../src/containerd/containerd.ts";
 import { createInstance, instanceLabel } from "../../src/pull/instance.ts";
 
@@ -24,6 +25,7 @@ beforeEach(async () => {
     snapshotter: "overlayfs",
     registryConfigPath: [],
     discardUnpackedLayers: false,
+    syncsLayers: false,
     unfit: undefined,
   };
 });
@@ -35,8 +37,9 @@ afterEach(async () => {
 /** A containerd with one lease for each of these instances; what the sweep calls dead is taken away. */
 function containerdWithLeases(ids: string[]): Containerd {
   return {
-    sweepLeases: async (label: string, isDead: (id: string) => Promise<boolean>) => {
+    sweep: async (label: string, self: string, isDead: (id: string) => Promise<boolean>) => {
       expect(label).toBe(instanceLabel);
+      expect(self).toBe(ids[0]);
       let swept = 0;
       for (const id of ids.slice()) {
         if (!(await isDead(id))) continue;
@@ -80,7 +83,8 @@ test("what a killed instance left is swept; what a living one holds is not", asy
     await using own = await createInstance(facts);
     const leases = [own.id, living.id, killed.id];
     await writeFile(join(own.staging, "..", killed.id, "file"), "left over");
-    expect(await own.sweep(containerdWithLeases(leases))).toBe(1);
+    await own.sweepContainerd(containerdWithLeases(leases));
+    expect(await own.sweepFolders()).toBe(1);
     expect(leases).toEqual([own.id, living.id]);
     const names = (await left()).join("\n");
     expect(names).toContain(own.id);
@@ -92,9 +96,29 @@ test("what a killed instance left is swept; what a living one holds is not", asy
   }
 });
 
+test("an instance's name is there only once its lock answers", async () => {
+  const folder = join(facts.contentRoot, "../io.hawser/instances");
+  await mkdir(folder, { recursive: true });
+  const names: (string | null)[] = [];
+  const watcher = watch(folder, (_event, name) => names.push(name));
+  await using instance = await createInstance(facts);
+  await vi.waitFor(() => expect(names).toContain(instance.id));
+  watcher.close();
+  // Bound under another name, which anybody may take for a dead instance's, and renamed when it listens.
+  expect(names[0]).not.toBe(instance.id);
+  expect(await readdir(folder)).toEqual([instance.id]);
+});
+
+test("what cannot be made whole leaves no lock", async () => {
+  await mkdir(facts.snapshotterRoot, { recursive: true });
+  await writeFile(join(facts.snapshotterRoot, "io.hawser"), "in the way");
+  await expect(createInstance(facts)).rejects.toThrow(/ENOTDIR|EEXIST/);
+  expect(await readdir(join(facts.contentRoot, "../io.hawser/instances"))).toEqual([]);
+});
+
 test("an instance that ends properly leaves nothing", async () => {
   const instance = await createInstance(facts);
-  expect(await left()).toHaveLength(3);
+  expect(await left()).toHaveLength(2);
   await instance[Symbol.asyncDispose]();
   expect(await left()).toEqual([]);
 });

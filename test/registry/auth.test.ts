@@ -2,7 +2,14 @@
 
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { authorize, parseChallenges, secretFor, TokenCache } from "../../src/registry/auth.ts";
+import {
+  authorize,
+  parseChallenges,
+  type Secret,
+  secretFor,
+  TokenCache,
+  type TokenRequestInit,
+} from "../../src/registry/auth.ts";
 
 test.each([
   ['Basic realm="a, b"', [{ scheme: "basic", parameters: { realm: "a, b" } }]],
@@ -27,10 +34,22 @@ test.each([
       { scheme: "bearer", parameters: { realm: 'b"c' } },
     ],
   ],
+  [
+    'Basic realm="a",, ,Bearer realm="b"',
+    [
+      { scheme: "basic", parameters: { realm: "a" } },
+      { scheme: "bearer", parameters: { realm: "b" } },
+    ],
+  ],
   ["", []],
   ["=,=", []],
 ])("%s", (header, challenges) => {
   expect(parseChallenges(header)).toEqual(challenges);
+});
+
+test("a header far longer than any that comes in is read in one go", () => {
+  const gap = " ".repeat(100_000);
+  expect(parseChallenges(`Bearer x=y${gap}a${gap}b`)).toMatchObject([{ parameters: { x: "y" } }, {}, {}]);
 });
 
 test("no header makes the parser throw or run away", () => {
@@ -67,21 +86,54 @@ test("a token is asked for by POST, and by GET where that is refused", async () 
   const answer = await authorize(challenge ? [challenge] : [], secret, "a", async (url, init) => {
     asked.push(`${init.method} ${url.search} ${init.body ?? ""} ${init.headers["authorization"] ?? ""}`);
     return init.method === "POST"
-      ? { status: 404, statusText: "Not Found", body: "" }
-      : { status: 200, statusText: "OK", body: '{"access_token":"T","expires_in":300}' };
+      ? { status: 404, unexpected: "unexpected status", body: "" }
+      : { status: 200, unexpected: "unexpected status", body: '{"access_token":"T","expires_in":300}' };
   });
   expect(answer).toEqual({ header: "Bearer T", lifeMs: 290_000 });
   expect(asked[0]).toContain("grant_type=password");
   expect(asked[1]).toBe(
-    `GET ?service=reg&scope=repository%3Aa%3Apull  Basic ${Buffer.from("u:p").toString("base64")}`,
+    `GET ?scope=repository%3Aa%3Apull&service=reg  Basic ${Buffer.from("u:p").toString("base64")}`,
   );
+});
+
+const [bearer] = parseChallenges('Bearer realm="https://auth.example/token?service=own",service="reg"');
+
+async function tokenOf(secret: Secret, answer: (init: TokenRequestInit, url: URL) => object) {
+  return await authorize(bearer ? [bearer] : [], secret, "a", async (url, init) => {
+    const { status = 200, ...body } = answer(init, url) as { status?: number };
+    return { status, unexpected: "unexpected status", body: JSON.stringify(body) };
+  });
+}
+
+const pair = secretFor({ username: "u", password: "p" }, "h");
+
+test("of two tokens in one answer, access_token is the one, as for containerd", async () => {
+  const both = { token: "old", access_token: "new" };
+  expect(await tokenOf({ kind: "none" }, () => both)).toMatchObject({ header: "Bearer new" });
+  expect(await tokenOf(pair, () => both)).toMatchObject({ header: "Bearer new" });
+  expect(await tokenOf({ kind: "none" }, () => ({ token: "old", access_token: "" }))).toMatchObject({
+    header: "Bearer old",
+  });
+});
+
+test("an answer to POST without access_token is none, as for containerd", async () => {
+  await expect(tokenOf(pair, () => ({ token: "t" }))).rejects.toMatchObject({ code: "unavailable" });
+});
+
+test("what the realm's own query says is added to", async () => {
+  let asked = "";
+  await tokenOf({ kind: "none" }, (_init, url) => {
+    asked = url.search;
+    return { token: "t" };
+  });
+  expect(asked).toBe("?scope=repository%3Aa%3Apull&service=own&service=reg");
 });
 
 test("without credentials the token is anonymous, and a refusal is nobody's strike", async () => {
   const challenges = parseChallenges('Bearer realm="https://auth.example/token"');
   const refused = authorize(challenges, { kind: "none" }, "a", async (_url, init) => {
     expect(init).toEqual({ method: "GET", headers: {} });
-    return { status: 401, statusText: "Unauthorized", body: "" };
+    return { status: 401, unexpected: "unexpected status", body: "" };
   });
   await expect(refused).rejects.toMatchObject({ code: "refused", credentialsSent: false });
 });

@@ -1,7 +1,6 @@
 // hosts.toml: which hosts, in which order, and how they are spoken to; over real TLS where that is the point.
 
-import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:https";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -10,10 +9,11 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { sha256 } from "../../src/oci/digest.ts";
 import { mediaTypes } from "../../src/oci/media.ts";
 import { parseReference } from "../../src/oci/reference.ts";
-import { createRegistry } from "../../src/registry/client.ts";
 import { hostsOf } from "../../src/registry/hosts.ts";
 import { FakeRegistry } from "../fakes/registry.ts";
 import { file, tarGz } from "../fakes/tar.ts";
+import { Authority, readPair } from "../harness/authority.ts";
+import { testRegistry } from "./registries.ts";
 
 let root: string;
 
@@ -34,19 +34,8 @@ function registryWith(
   configPath: readonly string[],
   breaker: (host: string, open: boolean) => void = () => {},
 ) {
-  return createRegistry({
-    configPath,
-    userAgent: "test",
-    chunkBytes: 65_536,
-    streams: 4,
-    hostStreams: new Map(),
-    connectTimeoutMs: 1000,
-    progressTimeoutMs: 5000,
-    retries: 0,
-    fallbackAfterMs: 5000,
-    breaker: { failures: 2, resetMs: 50 },
-    events: { bytes: () => {}, retry: () => {}, breaker },
-  });
+  const events = { bytes: () => {}, retry: () => {}, breaker };
+  return testRegistry({ configPath, progressTimeoutMs: 5000, retries: 0, events });
 }
 
 const never = new AbortController().signal;
@@ -105,13 +94,74 @@ describe("reading", () => {
 
   test.each([
     ["an unknown key", '[host."https://a.example"]\nfrobnicate = 1\n'],
-    ["a client certificate, which is containerd's for now", '[host."https://a.example"]\nclient = "/x"\n'],
+    ["a client certificate that is not there", '[host."https://a.example"]\nclient = "/x"\n'],
+    [
+      "several client certificates",
+      '[host."https://a.example"]\nclient = [["/etc/hostname", ""], ["/etc/hostname", ""]]\n',
+    ],
+    ["a dial_timeout that is none", '[host."https://a.example"]\ndial_timeout = "soon"\n'],
     ["no TOML", "[host"],
     ["a certificate that is not there", '[host."https://a.example"]\nca = "missing.pem"\n'],
     ["a host that may not pull", '[host."https://a.example"]\ncapabilities = ["push"]\n'],
+    ["a capability that is not known", '[host."https://a.example"]\ncapabilities = ["pull", "referrers"]\n'],
+    ["digits that URL takes for an address", '[host."http://0x7f.1:5000"]\n'],
+    ["capabilities that are no list", '[host."https://a.example"]\ncapabilities = "pull"\n'],
   ])("%s leaves the pull to containerd", async (_name, toml) => {
     write("reg.example.com", toml);
     await expect(hostsOf("reg.example.com", [root])).rejects.toMatchObject({ code: "unsupported" });
+  });
+});
+
+describe("a host's URL", () => {
+  test.each(["0x7f.1", "0x7f.1:5000", "2130706433:5000", "127.1", "[::0001]:5000"])(
+    "%s, which URL would rewrite, is left to containerd",
+    async (host) => {
+      await expect(hostsOf(host, [])).rejects.toMatchObject({ code: "unsupported" });
+    },
+  );
+
+  test.each(["REG.example.com", "REG.example.com:443", "127.0.0.1:5000", "[::1]:5000", "localhost"])(
+    "%s is a host",
+    async (host) => {
+      expect(await hostsOf(host, [])).toHaveLength(1);
+    },
+  );
+
+  test.each([
+    ["https://a.example", false, "https://a.example/v2"],
+    ["a.example:5000", false, "https://a.example:5000/v2"],
+    ["https://a.example/", true, "https://a.example/"],
+    ["https://a.example/api/", true, "https://a.example/api"],
+    ["https://a.example//x/./y/../v2/", false, "https://a.example/x/v2"],
+    ["https://user:word@a.example/x?y=z#f", false, "https://a.example/x/v2"],
+  ])("%s, override_path = %s", async (address, override, expected) => {
+    write("reg.example.com", `[host."${address}"]\noverride_path = ${override}\n`);
+    expect((await hostsOf("reg.example.com", [root]))[0]?.url.href).toBe(expected);
+  });
+
+  test.each([
+    ["http://a.example:5000", "", false],
+    ["http://a.example:5000", "skip_verify = false", true],
+    ["http://a.example", "skip_verify = true", true],
+    ["http://a.example:80", "skip_verify = true", false],
+    ["http://a.example:80/v2", "skip_verify = true", false],
+    ["https://a.example", "skip_verify = true", false],
+  ])("%s with %j is offered TLS: %s", async (address, line, offered) => {
+    write("reg.example.com", `[host."${address}"]\n${line}\n`);
+    expect((await hostsOf("reg.example.com", [root]))[0]?.offerTls).toBe(offered);
+  });
+
+  test.each([
+    ["localhost:5000", true],
+    ["localhost:80", false],
+    ["localhost:443", false],
+    ["localhost", false],
+    ["[::1]:5000", true],
+    ["a.example:5000", false],
+  ])("by default %s is offered TLS before http: %s", async (host, offered) => {
+    expect((await hostsOf(host, []))[0]?.offerTls).toBe(offered);
+    write(host, '[host."https://mirror.example"]\n');
+    expect((await hostsOf(host, [root]))[1]?.offerTls).toBe(offered);
   });
 });
 
@@ -143,6 +193,24 @@ describe("asking", () => {
       .repository(parseReference("reg.example.com/a/b:v1"), { username: "u", password: "p" })
       .resolve(false, never);
     expect(mirror.asked.map(({ authorization }) => authorization)).toEqual([undefined]);
+    await registry.close();
+  });
+
+  test("headers that hosts.toml has for a host do not follow it when it redirects", async () => {
+    await using store = await FakeRegistry.start();
+    await using origin = await FakeRegistry.start();
+    store.behave = () => ({ body: Buffer.from("config") });
+    origin.behave = () => ({ status: 307, headers: { location: `http://${store.host}/config` } });
+    const header = `[host."http://${origin.host}".header]\nX-Key = "s3cret"\n`;
+    write("_default", `server = "http://${origin.host}"\n[host."http://${origin.host}"]\n${header}`);
+    const registry = registryWith([root]);
+    const descriptor = { mediaType: mediaTypes.ociConfig, digest: sha256("config"), size: 6 };
+    await registry
+      .repository(parseReference("reg.example.com/a/b:v1"), undefined)
+      .fetch(descriptor, 6, never);
+    expect(origin.asked).toMatchObject([{ headers: { "x-key": "s3cret" } }]);
+    expect(store.asked).toHaveLength(1);
+    expect(JSON.stringify(store.asked)).not.toMatch(/s3cret|x-key/);
     await registry.close();
   });
 
@@ -197,43 +265,16 @@ describe("asking", () => {
 });
 
 describe("TLS", () => {
+  let authority: Authority;
   let server: Server;
   let host: string;
 
   beforeEach(async () => {
-    const args = [
-      "req",
-      "-x509",
-      "-newkey",
-      "ec",
-      "-pkeyopt",
-      "ec_paramgen_curve:prime256v1",
-      "-nodes",
-      "-days",
-      "2",
-      "-subj",
-      "/CN=localhost",
-    ];
-    execFileSync(
-      "openssl",
-      [
-        ...args,
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        join(root, "key.pem"),
-        "-out",
-        join(root, "cert.pem"),
-      ],
-      { stdio: "pipe" },
-    );
+    authority = new Authority();
     const manifest = JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest });
-    server = createServer(
-      { key: readFileSync(join(root, "key.pem")), cert: readFileSync(join(root, "cert.pem")) },
-      (_request, response) => {
-        response.writeHead(200, { "content-type": mediaTypes.ociManifest }).end(manifest);
-      },
-    );
+    server = createServer(readPair(authority.issue("server")), (_request, response) => {
+      response.writeHead(200, { "content-type": mediaTypes.ociManifest }).end(manifest);
+    });
     await new Promise<void>((resolve) => {
       server.listen(0, "127.0.0.1", resolve);
     });
@@ -245,14 +286,16 @@ describe("TLS", () => {
       server.close(() => resolve());
       server.closeAllConnections();
     });
+    authority[Symbol.dispose]();
   });
 
   test.each([
-    ["a private authority, by a path beside hosts.toml", 'ca = "../cert.pem"', true],
+    ["a private authority, by a path beside hosts.toml", 'ca = "../authority.crt"', true],
     ["skip_verify", "skip_verify = true", true],
     ["neither", "", false],
   ])("%s", async (_name, settings, trusted) => {
     write("reg.example.com", `server = "https://${host}"\n[host."https://${host}"]\n${settings}\n`);
+    copyFileSync(authority.cert, join(root, "authority.crt"));
     const registry = registryWith([root]);
     const resolving = registry
       .repository(parseReference("reg.example.com/a:b"), undefined)

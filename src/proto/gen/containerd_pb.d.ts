@@ -687,6 +687,50 @@ export declare type GetImageResponse = Message<"containerd.GetImageResponse"> & 
 export declare const GetImageResponseSchema: GenMessage<GetImageResponse>;
 
 /**
+ * @generated from message containerd.Namespace
+ */
+export declare type Namespace = Message<"containerd.Namespace"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message containerd.Namespace.
+ * Use `create(NamespaceSchema)` to create a new message.
+ */
+export declare const NamespaceSchema: GenMessage<Namespace>;
+
+/**
+ * @generated from message containerd.ListNamespacesRequest
+ */
+export declare type ListNamespacesRequest = Message<"containerd.ListNamespacesRequest"> & {
+};
+
+/**
+ * Describes the message containerd.ListNamespacesRequest.
+ * Use `create(ListNamespacesRequestSchema)` to create a new message.
+ */
+export declare const ListNamespacesRequestSchema: GenMessage<ListNamespacesRequest>;
+
+/**
+ * @generated from message containerd.ListNamespacesResponse
+ */
+export declare type ListNamespacesResponse = Message<"containerd.ListNamespacesResponse"> & {
+  /**
+   * @generated from field: repeated containerd.Namespace namespaces = 1;
+   */
+  namespaces: Namespace[];
+};
+
+/**
+ * Describes the message containerd.ListNamespacesResponse.
+ * Use `create(ListNamespacesResponseSchema)` to create a new message.
+ */
+export declare const ListNamespacesResponseSchema: GenMessage<ListNamespacesResponse>;
+
+/**
  * @generated from message containerd.DeleteNamespaceRequest
  */
 export declare type DeleteNamespaceRequest = Message<"containerd.DeleteNamespaceRequest"> & {

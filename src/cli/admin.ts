@@ -1,0 +1,18 @@
+// Asks the running daemon over the admin socket that the configuration names, for the commands that do.
+
+import { loadConfig } from "../config.ts";
+import { PullError } from "../errors.ts";
+import { askAdmin } from "../front/client.ts";
+
+/** The answer's JSON; throws `unavailable` or `invalid` with what to do. */
+export async function askDaemon(
+  configFile: string | undefined,
+  method: "GET" | "PUT" | "POST",
+  path: string,
+  body?: unknown,
+): Promise<unknown> {
+  const { config } = await loadConfig(configFile);
+  if (config.admin.listen === "off")
+    throw new PullError("invalid", "the daemon cannot be asked: admin.listen is off");
+  return await askAdmin(config.admin.listen, method, path, body);
+}

@@ -1,0 +1,127 @@
+// hawser install, hawser uninstall and hawser upgrade: Hawser as a service of this node.
+
+import { loadConfig } from "../config.ts";
+import { PullError } from "../errors.ts";
+import { install as installOn } from "../install/install.ts";
+import { uninstall as removeFrom } from "../install/uninstall.ts";
+import { upgrade as upgradeOn } from "../install/upgrade.ts";
+import { type Command, type Context, parseOptions, UsageError } from "./command.ts";
+
+export const install: Command = {
+  name: "install",
+  summary: "make this release a service of this node",
+  help: `Usage: hawser install [OPTIONS]
+
+Lays this release down in /opt/hawser, its units in /etc/systemd/system and a configuration in /etc/hawser, starts it, and
+has it prove on this node's containerd that it works. If anything fails, all of it is taken back. Run it as root, from
+the release: ./bin/hawser install.
+
+Nothing that runs is restarted. kubelet uses Hawser once its configuration says so and it was restarted.
+
+Options:
+  --kubelet-config FILE            change kubelet's configuration (or with k3s and RKE2 a new .conf in its folder of
+                                   drop-ins): imageServiceEndpoint. The file as it was is kept and put back by uninstall.
+  --max-parallel-image-pulls N     in that file also serializeImagePulls: false and maxParallelImagePulls: N
+  --restart-kubelet                restart kubelet, so that it takes effect at once
+  --containerd SOCKET              containerd's socket (default: that of containerd, or of k3s or RKE2)
+`,
+  run: async (args, context) => {
+    const options = {
+      "kubelet-config": { type: "string" },
+      "max-parallel-image-pulls": { type: "string" },
+      "restart-kubelet": { type: "boolean" },
+      containerd: { type: "string" },
+    } as const;
+    const { values } = parseOptions(args, options, 0);
+    const file = values["kubelet-config"];
+    const parallel = countOf(values["max-parallel-image-pulls"]);
+    if (parallel !== undefined && file === undefined)
+      throw new UsageError("--max-parallel-image-pulls goes with --kubelet-config");
+    if (values["restart-kubelet"] && file === undefined)
+      throw new UsageError("--restart-kubelet goes with --kubelet-config");
+    const containerd = socketPath(values.containerd);
+    await mustBeRoot();
+    await installOn({
+      ...(await common(context)),
+      containerd,
+      kubelet: { file, parallel, restart: values["restart-kubelet"] ?? false },
+    });
+    return 0;
+  },
+};
+
+export const uninstall: Command = {
+  name: "uninstall",
+  summary: "give kubelet back to containerd, and leave nothing of Hawser",
+  help: `Usage: hawser uninstall [--restart-kubelet] [--force]
+
+Puts kubelet's configuration back as it was, then removes everything that "hawser install" has made, the configuration in
+/etc/hawser included unless it was there before. Images stay. While a running kubelet would still ask Hawser, nothing is
+removed: restart kubelet, and run this again.
+
+Options:
+  --restart-kubelet   restart kubelet once its configuration is put back, and go on
+  --force             remove it even though kubelet still asks it: pulls fail until kubelet is restarted
+`,
+  run: async (args, { stdout }) => {
+    const options = { "restart-kubelet": { type: "boolean" }, force: { type: "boolean" } } as const;
+    const { values } = parseOptions(args, options, 0);
+    await mustBeRoot();
+    await removeFrom({
+      restartKubelet: values["restart-kubelet"] ?? false,
+      force: values.force ?? false,
+      say: (line) => stdout(`${line}\n`),
+    });
+    return 0;
+  },
+};
+
+export const upgrade: Command = {
+  name: "upgrade",
+  summary: "have this release take the place of the installed one",
+  help: `Usage: hawser upgrade
+
+Run it from the new release: ./bin/hawser upgrade. The new daemon takes the socket at once, the old one ends what it is
+at within ten seconds, and no call fails. If the new one does not prove that it works, the old one is put back. An older
+release goes the same way.
+`,
+  run: async (args, context) => {
+    parseOptions(args, {}, 0);
+    await mustBeRoot();
+    await upgradeOn(await common(context));
+    return 0;
+  },
+};
+
+async function common({ version, environment, stdout, interrupted }: Context) {
+  const { config } = await loadConfig(undefined);
+  return {
+    bundle: environment["HAWSER_BUNDLE"],
+    version,
+    adminSocket: config.admin.listen === "off" ? undefined : config.admin.listen,
+    say: (line: string) => stdout(`${line}\n`),
+    signal: interrupted,
+  };
+}
+
+// A promise, so that it fails like everything else here.
+async function mustBeRoot(): Promise<void> {
+  if (process.getuid?.() !== 0) throw new PullError("refused", "this changes the node: run it as root");
+  // What is laid down is for everybody to read.
+  process.umask(0o022);
+}
+
+function socketPath(named: string | undefined): string | undefined {
+  const path = named?.replace(/^unix:\/\//, "");
+  if (path === undefined || path.startsWith("/")) return path;
+  throw new UsageError(`--containerd takes the absolute path of a socket, not ${JSON.stringify(named)}`);
+}
+
+function countOf(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const count = Number(text);
+  if (Number.isInteger(count) && count >= 2 && count <= 1000) return count;
+  throw new UsageError(
+    `--max-parallel-image-pulls takes a number from 2 to 1000, not ${JSON.stringify(text)}`,
+  );
+}

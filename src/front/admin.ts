@@ -1,0 +1,158 @@
+// The admin socket: what goes on, and the few things that an operator can have changed while the daemon runs.
+//
+// JSON over HTTP on a unix socket that is root's alone. Bodies are short and bounded; nothing here touches a pull.
+
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { Socket } from "node:net";
+import { type Listener, listen } from "../cri/listener.ts";
+import { PullError } from "../errors.ts";
+import type { SwitchState } from "./switch.ts";
+
+/** What GET /status says. */
+export interface Status {
+  readonly version: string;
+  readonly pid: number;
+  readonly accelerating: boolean;
+  /** Why not, if it is not. */
+  readonly reason?: string;
+  readonly detail?: string;
+  readonly switch: SwitchState;
+  readonly pullers: readonly { readonly pid: number; readonly state: string }[];
+}
+
+export interface AdminOptions {
+  readonly socket: string;
+  readonly status: () => Status;
+  /** Throws PullError. */
+  readonly setSwitch: (state: SwitchState) => Promise<void>;
+  /** What became of it, in a sentence for each thing that there is to say; throws PullError when nothing was changed. */
+  readonly reload: () => Promise<readonly string[]>;
+  /** Returns once the installed version serves in this one's place; throws PullError when it does not. */
+  readonly succeed: () => Promise<void>;
+}
+
+export interface Admin {
+  /** Leaves the path to a successor, to which clients with nothing on their way here go with their next request. */
+  yield(): void;
+  close(): Promise<void>;
+}
+
+const bodyBytesMax = 4096;
+
+/** Throws `invalid` when the socket cannot be had. */
+export async function serveAdmin(options: AdminOptions): Promise<Admin> {
+  const connections = new Connections();
+  const server = createServer({ maxHeaderSize: 16 * 1024, requestTimeout: 10_000 }, (request, response) => {
+    connections.answering(request.socket, response);
+    answer(options, request, response).catch((error: unknown) => {
+      const { code, message } = PullError.from(error);
+      reply(response, code === "invalid" ? 400 : 500, { error: message });
+    });
+  });
+  const accept = (connection: Socket): void => {
+    connections.add(connection);
+    server.emit("connection", connection);
+  };
+  const listener: Listener = await listen(options.socket, accept, "admin.listen");
+  return {
+    yield: () => {
+      listener.leave();
+      connections.leave();
+    },
+    close: async () => {
+      listener.close();
+      connections.close();
+      await new Promise<void>((resolve) => {
+        server.close(() => resolve());
+      });
+    },
+  };
+}
+
+/** Those that are open. Node's server knows only what it has accepted itself, and these are handed to it. */
+class Connections {
+  readonly #idle = new Set<Socket>();
+  readonly #busy = new Set<Socket>();
+  #isLeaving = false;
+
+  add(connection: Socket): void {
+    this.#idle.add(connection);
+    connection.once("close", () => {
+      this.#idle.delete(connection);
+      this.#busy.delete(connection);
+    });
+  }
+
+  answering(connection: Socket, response: ServerResponse): void {
+    this.#idle.delete(connection);
+    this.#busy.add(connection);
+    response.once("close", () => {
+      if (!this.#busy.delete(connection)) return;
+      if (this.#isLeaving) connection.end();
+      else this.#idle.add(connection);
+    });
+  }
+
+  /** Ends those on which nothing is asked, and the others once they are answered. */
+  leave(): void {
+    this.#isLeaving = true;
+    for (const connection of this.#idle) connection.end();
+  }
+
+  close(): void {
+    for (const connection of [...this.#idle, ...this.#busy]) connection.destroy();
+  }
+}
+
+async function answer(
+  options: AdminOptions,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  switch (`${request.method} ${request.url}`) {
+    case "GET /status":
+      reply(response, 200, options.status());
+      return;
+    case "PUT /passthrough":
+      await options.setSwitch(switchStateOf(await bodyOf(request)));
+      reply(response, 200, options.status());
+      return;
+    case "POST /reload":
+      reply(response, 200, { messages: await options.reload() });
+      return;
+    case "POST /succeed":
+      await options.succeed();
+      reply(response, 200, {});
+      return;
+    default:
+      reply(response, 404, {
+        error: "there are GET /status, PUT /passthrough, POST /reload and POST /succeed",
+      });
+  }
+}
+
+function switchStateOf(body: unknown): SwitchState {
+  if (typeof body === "object" && body !== null && "on" in body) {
+    const persistent = "persistent" in body && body.persistent === true;
+    if (body.on === true) return { kind: "on", persistent };
+    if (body.on === false) return { kind: "off" };
+  }
+  throw new PullError("invalid", 'expected {"on": true or false, "persistent": true or false}');
+}
+
+async function bodyOf(request: IncomingMessage): Promise<unknown> {
+  let text = "";
+  for await (const piece of request.setEncoding("utf8")) {
+    text += String(piece);
+    if (text.length > bodyBytesMax) throw new PullError("invalid", "the body is too long");
+  }
+  try {
+    return JSON.parse(text) as unknown;
+  } catch (error) {
+    throw new PullError("invalid", "the body is not JSON", { cause: error });
+  }
+}
+
+function reply(response: ServerResponse, status: number, body: unknown): void {
+  response.writeHead(status, { "content-type": "application/json" }).end(`${JSON.stringify(body)}\n`);
+}

@@ -1,0 +1,20 @@
+// What front and puller tell each other over the pipe between them; calls travel by their own socket.
+//
+// The pipe is also the proof of life both ways: a puller whose pipe closes ends, since whoever started it is gone.
+
+import type { MetricValues } from "../metrics.ts";
+
+export type ToPuller =
+  | { readonly kind: "ping" }
+  /** Asks for the metrics of now. */
+  | { readonly kind: "metrics"; readonly id: number }
+  /** Asks it to take no new calls, to end within this time, and to go. */
+  | { readonly kind: "drain"; readonly timeoutMs: number };
+
+export type FromPuller =
+  /** Its socket answers. */
+  | { readonly kind: "listening" }
+  /** Whether pulls are accelerated, on each change; a reason when they are not. */
+  | { readonly kind: "site"; readonly closed?: { readonly reason: string; readonly detail: string } }
+  | { readonly kind: "pong" }
+  | { readonly kind: "metrics"; readonly id: number; readonly metrics: readonly MetricValues[] };

@@ -1,0 +1,86 @@
+// JSON of a registry, as far as containerd's reader and ours see the same in it.
+//
+// Go takes a field whatever the case of its name, and merges what stands under one name several times; JSON.parse does
+// neither. A document in which that could matter is `unsupported`, so that containerd reads it alone; what neither of the
+// two can read is `corrupt`. Nothing here knows what the fields mean.
+
+import { PullError } from "../errors.ts";
+
+export type Json = Readonly<Record<string, unknown>>;
+
+/** The whole document as a value. */
+export function parseJson(bytes: Uint8Array, what: string): unknown {
+  const text = Buffer.from(bytes).toString("utf8");
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new PullError("corrupt", `${what} is not JSON`, { cause: error });
+  }
+  if (countColons(text) !== countMembers(value))
+    throw new PullError("unsupported", `${what} has a field twice in one object`);
+  return value;
+}
+
+/** The value if it is an object in which nothing but these names can be taken for one of them. */
+export function object(value: unknown, what: string, names: readonly string[]): Json {
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw malformed(`${what} that is no object`);
+  const folded = new Map(names.map((name) => [fold(name), name]));
+  for (const key of Object.keys(value)) {
+    if ((folded.get(fold(key)) ?? key) !== key)
+      throw new PullError("unsupported", `${what} with the field ${JSON.stringify(key)}`);
+  }
+  return value as Json;
+}
+
+export function list(value: unknown, what: string): readonly unknown[] {
+  if (!Array.isArray(value)) throw malformed(`${what} that is no list`);
+  return value;
+}
+
+export function malformed(what: string): PullError {
+  return new PullError("corrupt", `malformed image: ${what}`);
+}
+
+/** Go compares by Unicode's simple folding, in which the long s and the Kelvin sign are letters of ASCII. */
+function fold(key: string): string {
+  return key.toUpperCase().toLowerCase();
+}
+
+/** How many members the objects of a document have: each has one colon that is not in a string. */
+function countColons(text: string): number {
+  let count = 0;
+  for (let at = 0; at < text.length; at++) {
+    const code = text.charCodeAt(at);
+    if (code === colon) count += 1;
+    else if (code === quote) at = endOfString(text, at);
+  }
+  return count;
+}
+
+const [quote, backslash, colon] = [0x22, 0x5c, 0x3a];
+
+/** Where the string that begins here has its closing quote; there is one, since the document was parsed. */
+function endOfString(text: string, start: number): number {
+  let at = start + 1;
+  while (text.charCodeAt(at) !== quote) at += text.charCodeAt(at) === backslash ? 2 : 1;
+  return at;
+}
+
+/** How many of them are left when each name counts once. */
+function countMembers(document: unknown): number {
+  // A list of what is to be looked at instead of recursion: documents choose how deep they are.
+  const pending: object[] = [];
+  const add = (value: unknown): void => {
+    if (typeof value === "object" && value !== null) pending.push(value);
+  };
+  let count = 0;
+  add(document);
+  for (let next = pending.pop(); next; next = pending.pop()) {
+    const values: unknown[] = Object.values(next);
+    if (!Array.isArray(next)) count += values.length;
+    for (const value of values) add(value);
+  }
+  return count;
+}

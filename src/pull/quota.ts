@@ -1,0 +1,87 @@
+// The quota of spool space: what blobs on their way may occupy together, and the queue of those that must wait.
+//
+// A blob's whole size is reserved before its first request, so that whoever has begun can end. The queue goes by
+// urgency and then by arrival, and nobody overtakes: a large blob at its head is not starved by small ones behind it.
+// Whoever holds a reservation that it could do without offers it; offers are taken up only while somebody waits.
+
+import { abortError, throwIfAborted } from "../errors.ts";
+
+interface Waiter {
+  readonly bytes: number;
+  /** Smaller is more urgent. */
+  readonly urgency: number;
+  readonly grant: () => void;
+}
+
+export class Quota {
+  readonly #bytesMax: number;
+  #reservedBytes = 0;
+  readonly #waiters: Waiter[] = [];
+  readonly #offers = new Set<() => void>();
+
+  constructor(bytesMax: number) {
+    this.#bytesMax = bytesMax;
+  }
+
+  get reservedBytes(): number {
+    return this.#reservedBytes;
+  }
+
+  /** Waits for room; the caller sees to it that the bytes are not more than the maximum. */
+  async reserve(bytes: number, urgency: number, signal: AbortSignal): Promise<Disposable> {
+    throwIfAborted(signal);
+    return await new Promise<Disposable>((resolve, reject) => {
+      const onAbort = (): void => {
+        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        reject(abortError(signal));
+        this.#grantWhatFits();
+      };
+      const grant = (): void => {
+        signal.removeEventListener("abort", onAbort);
+        this.#reservedBytes += bytes;
+        resolve(this.#reservation(bytes));
+      };
+      const waiter: Waiter = { bytes, urgency, grant };
+      signal.addEventListener("abort", onAbort, { once: true });
+      const after = this.#waiters.findIndex((other) => other.urgency > urgency);
+      this.#waiters.splice(after === -1 ? this.#waiters.length : after, 0, waiter);
+      this.#grantWhatFits();
+    });
+  }
+
+  /** Calls `release` once somebody waits for space, or at once if somebody does. Disposing withdraws the offer. */
+  offer(release: () => void): Disposable {
+    this.#offers.add(release);
+    if (this.#waiters.length > 0) this.#takeUpOffers();
+    return { [Symbol.dispose]: () => void this.#offers.delete(release) };
+  }
+
+  #reservation(bytes: number): Disposable {
+    let held = true;
+    return {
+      [Symbol.dispose]: () => {
+        if (!held) return;
+        held = false;
+        this.#reservedBytes -= bytes;
+        this.#grantWhatFits();
+      },
+    };
+  }
+
+  #grantWhatFits(): void {
+    for (let first = this.#waiters[0]; first; first = this.#waiters[0]) {
+      if (this.#reservedBytes + first.bytes > this.#bytesMax) {
+        this.#takeUpOffers();
+        return;
+      }
+      this.#waiters.shift();
+      first.grant();
+    }
+  }
+
+  #takeUpOffers(): void {
+    const offers = [...this.#offers];
+    this.#offers.clear();
+    for (const release of offers) release();
+  }
+}

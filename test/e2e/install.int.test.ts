@@ -1,0 +1,312 @@
+// Hawser on a node with systemd: installed from its bundle, used without a pause while it is killed and upgraded, and
+// removed without a trace.
+
+import { createHash, randomBytes } from "node:crypto";
+import { cpSync, lstatSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { type FakeImage, FakeRegistry } from "../fakes/registry.ts";
+import { dir, file, tarGz } from "../fakes/tar.ts";
+import { testBundle } from "../harness/bundle.ts";
+import { Callers } from "../harness/callers.ts";
+import { CriClient } from "../harness/cri.ts";
+import { PrivateNode } from "../harness/node.ts";
+import { eventually } from "../harness/process.ts";
+
+const socket = "run/hawser/hawser.sock";
+const kubeletConfig = "/var/lib/kubelet/config.yaml";
+const kubeletText = `# made by kubeadm
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+serializeImagePulls: true # slow
+`;
+/** A process that is called kubelet and has its flags; what kubelet asks is asked by the tests. */
+const kubeletUnit = `[Service]
+ExecStart=/bin/bash -c "exec -a kubelet bash -c 'while :; do sleep 1000; done' kubelet --config=${kubeletConfig}"
+`;
+const ours = '[metrics]\nlisten = "off"\n';
+
+let fake: FakeRegistry;
+let node: PrivateNode;
+let bundle = "";
+let version = "";
+
+beforeAll(async () => {
+  fake = await FakeRegistry.start();
+  const { archive, name } = await testBundle();
+  bundle = `/root/${name}`;
+  version = /^hawser-(.*)-linux-/.exec(name)?.[1] ?? "";
+  node = await PrivateNode.start((root) => {
+    writeFileSync(join(root, "etc/systemd/system/kubelet.service"), kubeletUnit);
+  });
+  node.unpack(archive, "/root");
+  // On a fresh machine its root and the bundle are made first.
+}, 400_000);
+
+beforeEach(async () => {
+  node.write(kubeletConfig, kubeletText);
+  await node.ask("systemctl", "restart", "kubelet");
+});
+
+afterEach(async () => {
+  await node.run("hawser", "uninstall", "--force");
+  await node.ask("systemctl", "stop", "kubelet");
+});
+
+afterAll(async () => {
+  await node[Symbol.asyncDispose]();
+  await fake[Symbol.asyncDispose]();
+});
+
+let count = 0;
+
+function put(): FakeImage {
+  count += 1;
+  const layers = [0, 1].map((index) => ({
+    bytes: tarGz([dir(`${index}`), file(`${index}/noise`, randomBytes(100_000)), file(`n${count}`)]),
+  }));
+  return fake.put(`install/image-${count}:v1`, layers);
+}
+
+/** What is on the node, but for what its other programs write all the time. */
+async function inventory(): Promise<Map<string, string>> {
+  const found = new Map<string, string>();
+  const passing =
+    /^\/(?:proc|sys|dev|tmp|root|var\/log|var\/lib\/systemd|var\/lib\/containerd\/io\.containerd\.[^/]*|run\/(?!hawser).*)$/;
+  const walk = (path: string): void => {
+    for (const name of readdirSync(node.at(path))) {
+      const own = join(path, name);
+      if (passing.test(own)) continue;
+      const status = lstatSync(node.at(own));
+      const { mode, uid, gid, size } = status;
+      // Programs and libraries are Debian's.
+      const isRead = status.isFile() && !own.startsWith("/usr/");
+      const content = isRead
+        ? createHash("sha256")
+            .update(readFileSync(node.at(own)))
+            .digest("hex")
+        : status.isSymbolicLink()
+          ? readlinkSync(node.at(own))
+          : "";
+      found.set(own, [mode.toString(8), uid, gid, status.isDirectory() ? "" : size, content].join(" "));
+      if (status.isDirectory()) walk(own);
+    }
+  };
+  walk("/");
+  // containerd's own folders, for what Hawser has beside its files.
+  for (const folder of readdirSync(node.at("/var/lib/containerd")))
+    for (const name of readdirSync(node.at(`/var/lib/containerd/${folder}`)))
+      if (name.includes("hawser")) found.set(`${folder}/${name}`, "");
+  found.set("leases", await node.ask("ctr", "--namespace", "k8s.io", "leases", "list", "--quiet"));
+  // containerd's own begins with the first pull.
+  const namespaces = (await node.ask("ctr", "namespaces", "list", "--quiet")).split("\n");
+  found.set("namespaces", namespaces.filter((name) => name !== "k8s.io").join(" "));
+  found.set("units", (await node.run("systemctl", "list-unit-files", "--no-legend", "hawser*")).stdout);
+  return found;
+}
+
+/** A release of another version; `change` may spoil it. */
+async function release(other: string, change: (root: string) => void = () => {}): Promise<string> {
+  const folder = `/root/hawser-${other}`;
+  const root = node.at(folder);
+  cpSync(node.at(bundle), root, { recursive: true, verbatimSymlinks: true });
+  const path = join(root, "lib/hawser/package.json");
+  writeFileSync(path, readFileSync(path, "utf8").replace(`"${version}"`, `"${other}"`));
+  change(root);
+  const sums = await node.ask(
+    "sh",
+    "-c",
+    `cd ${folder} && find . -type f ! -name SHA256SUMS -printf '%P\\n' | sort | xargs sha256sum`,
+  );
+  writeFileSync(join(root, "SHA256SUMS"), `${sums}\n`);
+  return folder;
+}
+
+async function install(...args: readonly string[]): Promise<string> {
+  return await node.ask(`${bundle}/bin/hawser`, "install", ...args);
+}
+
+test("install, calls without a pause through kill -9 and an upgrade, uninstall: no call fails, nothing is left", {
+  timeout: 300_000,
+}, async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  await eventually(async () => await node.ask("ctr", "version"), "containerd answers");
+  const before = await inventory();
+  const said = await install("--kubelet-config", kubeletConfig, "--max-parallel-image-pulls", "8");
+  expect(said).toContain("its self-test has passed");
+  expect(said).toContain("systemctl restart kubelet.service");
+  expect(node.read(kubeletConfig)).toBe(
+    kubeletText
+      .replace("serializeImagePulls: true", "serializeImagePulls: false")
+      .replace(
+        "kind: KubeletConfiguration\n",
+        "kind: KubeletConfiguration\nmaxParallelImagePulls: 8\nimageServiceEndpoint: unix:///run/hawser/hawser.sock\n",
+      ),
+  );
+  await node.ask("systemctl", "restart", "kubelet");
+  const images = Array.from({ length: 200 }, put);
+  let asked = 0;
+  const next = (): string => images[asked++ % images.length]?.reference ?? "";
+  {
+    await using callers = new Callers(node.at(socket), next);
+    for (let round = 0; round < 4; round++) {
+      const goal = callers.pulls + 3;
+      await eventually(async () => expect(callers.pulls).toBeGreaterThan(goal), "pulls");
+      await node.ask("pkill", "-9", "-f", "main.js puller");
+      await eventually(async () => await node.ask("hawser", "status"), "pulls are accelerated again");
+    }
+    const newer = await release("9.9.9");
+    expect(await node.ask(`${newer}/bin/hawser`, "upgrade")).toContain(
+      "version 9.9.9 serves in the place of",
+    );
+    expect(await node.ask("hawser", "version")).toContain("hawser 9.9.9");
+    expect(await node.ask("journalctl", "--unit", "hawser", "--no-pager")).not.toMatch(/ error /);
+    expect(readdirSync(node.at("/opt/hawser/versions"))).toEqual(["9.9.9"]);
+    const goal = callers.pulls + 3;
+    await eventually(async () => expect(callers.pulls).toBeGreaterThan(goal), "pulls");
+    await callers.finish();
+  }
+  // kubelet runs with Hawser's socket: first it is given back, and nothing goes before it was restarted.
+  const refused = await node.run("hawser", "uninstall");
+  expect(refused).toMatchObject({
+    status: 1,
+    stderr: expect.stringMatching(
+      /^hawser: kubelet was started before .*systemctl restart kubelet\.service.*nothing was removed\n$/,
+    ),
+  });
+  expect(node.read(kubeletConfig)).toBe(kubeletText);
+  expect(await node.ask("hawser", "status")).toContain("pulls are accelerated");
+  expect(await node.ask("hawser", "uninstall", "--restart-kubelet")).toContain("version 9.9.9 is removed");
+  const after = await inventory();
+  expect([...after.keys()].filter((name) => !before.has(name))).toEqual([]);
+  expect(after).toEqual(before);
+});
+
+test("the unit's capabilities, mounts and filters are enough for every kind of entry", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  await install();
+  const image = fake.put("install/odd:v1", (await import("../harness/odd.ts")).oddLayers());
+  using cri = new CriClient(node.at(socket));
+  await cri.mustPull(image.reference);
+  expect(await node.ask("hawser", "status")).toContain("pulls are accelerated");
+  const log = await node.ask("journalctl", "--unit", "hawser", "--no-pager");
+  expect(log).toMatch(/pull image=\S+odd:v1 result=ok path=accelerated/);
+});
+
+test("a release that does not serve: the installed one goes on, and no call fails", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  await install();
+  const broken = await release("9.9.8", (root) => {
+    writeFileSync(join(root, "libexec/hawser-launch"), "#!/bin/sh\nexit 3\n");
+  });
+  const images = Array.from({ length: 100 }, put);
+  let asked = 0;
+  await using callers = new Callers(node.at(socket), () => images[asked++ % images.length]?.reference ?? "");
+  const refused = await node.run(`${broken}/bin/hawser`, "upgrade");
+  expect(refused).toMatchObject({
+    status: 1,
+    stdout: expect.stringContaining(`going back to version ${version}`),
+    stderr: expect.stringMatching(
+      /^hawser: the successor does not serve: it ended, and its own messages say why\n$/,
+    ),
+  });
+  await callers.finish();
+  expect(await node.ask("hawser", "status")).toContain(`hawser ${version}`);
+  expect(readdirSync(node.at("/opt/hawser/versions"))).toEqual([version]);
+});
+
+test("what else was changed in kubelet's configuration stays when Hawser's change is taken back", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  await install("--kubelet-config", kubeletConfig, "--max-parallel-image-pulls", "4");
+  const place = node.at(kubeletConfig);
+  writeFileSync(place, `${readFileSync(place, "utf8")}maxPods: 42\n`);
+  const said = await node.ask("hawser", "uninstall", "--force");
+  expect(said).toContain("has its old settings again, and what else was changed in it");
+  expect(node.read(kubeletConfig)).toBe(`${kubeletText}maxPods: 42\n`);
+});
+
+test("a drop-in of kubelet's is made, and goes again", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  node.write("/etc/kubelet.conf.d/10-other.conf", "");
+  await install("--kubelet-config", "/etc/kubelet.conf.d/50-hawser.conf");
+  expect(node.read("/etc/kubelet.conf.d/50-hawser.conf")).toBe(
+    `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+imageServiceEndpoint: unix:///run/hawser/hawser.sock
+`,
+  );
+  await node.ask("hawser", "uninstall", "--force");
+  expect(readdirSync(node.at("/etc/kubelet.conf.d"))).toEqual(["10-other.conf"]);
+});
+
+test("systemd finds nothing wrong with the units, and little exposed", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  await install();
+  expect(await node.run("systemd-analyze", "verify", "hawser.socket", "hawser.service")).toEqual({
+    status: 0,
+    stdout: "",
+    stderr: "",
+  });
+  // From 0 to 100; containerd's own unit has 96, and a service that may do anything as well.
+  const threshold = ["security", "--offline=yes", "--threshold=45", "hawser.service"];
+  expect((await node.run("systemd-analyze", ...threshold)).status).toBe(0);
+});
+
+test("an installation that fails is taken back: nothing is left, and kubelet's configuration is as it was", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  const before = await inventory();
+  const broken = await release("9.9.7", (root) => {
+    writeFileSync(join(root, "libexec/hawser-launch"), "#!/bin/sh\nexit 3\n");
+  });
+  const refused = await node.run(`${broken}/bin/hawser`, "install", "--kubelet-config", kubeletConfig);
+  expect(refused).toMatchObject({
+    status: 1,
+    stdout: expect.stringContaining("taking back what was installed"),
+    stderr: expect.stringMatching(/^hawser: systemctl enable --now \S+ \S+ failed: .*\n$/),
+  });
+  expect(await inventory()).toEqual(before);
+});
+
+test("an installation that is killed is taken back by the next one, or removed", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  const before = await inventory();
+  const killed = await node.run("env", "HAWSER_FAILPOINT=laid-down", `${bundle}/bin/hawser`, "install");
+  expect(killed.status).not.toBe(0);
+  expect(await node.ask("hawser", "version")).toContain(version);
+  expect(await install()).toContain("an installation that was broken off is taken back first");
+  expect(await node.ask("hawser", "uninstall")).toContain("is removed");
+  expect(await inventory()).toEqual(before);
+});
+
+test.each([
+  [
+    ["install", "--kubelet-config", "/nowhere/config.yaml"],
+    1,
+    "/nowhere/config.yaml is not there: name kubelet's configuration",
+  ],
+  [["install", "--kubelet-config", "/etc/passwd"], 1, "/etc/passwd: "],
+  [["install", "--containerd", "/run/nobody.sock"], 1, "containerd's socket /run/nobody.sock is not there"],
+  [["install", "--containerd", "nobody.sock"], 2, "--containerd takes the absolute path of a socket"],
+  [
+    ["install", "--max-parallel-image-pulls", "4"],
+    2,
+    "--max-parallel-image-pulls goes with --kubelet-config",
+  ],
+  [
+    ["install", "--kubelet-config", kubeletConfig, "--max-parallel-image-pulls", "1"],
+    2,
+    "takes a number from 2 to 1000",
+  ],
+  [["install", "now"], 2, 'unexpected argument "now"'],
+  [["upgrade"], 1, 'nothing is installed to be upgraded: "hawser install"'],
+  [["uninstall"], 1, "nothing is installed: there is no /var/lib/hawser/install.json"],
+  [["uninstall", "--all"], 2, "Unknown option '--all'"],
+])("%j ends with exit code %i and one line", async (args, status, message) => {
+  const ended = await node.run(`${bundle}/bin/hawser`, ...args);
+  expect(ended).toMatchObject({ status, stderr: expect.stringMatching(/^hawser: /) });
+  expect(ended.stderr).toContain(message);
+  expect(ended.stderr.trim().split("\n")).toHaveLength(1);
+  expect(
+    await node.ask("find", "/opt", "/etc", "/var/lib/hawser", "/run", "-name", "*hawser*").catch(() => ""),
+  ).toBe("");
+});
