@@ -18,8 +18,8 @@ export type Route =
   | { readonly kind: "containerd"; readonly reason: string };
 
 export interface FailoverOptions {
-  /** Asked anew for each attempt; the argument is whom the last one lost. */
-  readonly route: (lost: Forward | undefined) => Route;
+  /** Asked anew for each attempt; the argument is whom the last one lost. May take its time after a loss. */
+  readonly route: (lost: Forward | undefined) => Promise<Route>;
   readonly containerd: Forward;
   /** `fallback.enabled`: without it a caller is told that its pull was lost. */
   readonly fallback: boolean;
@@ -51,7 +51,7 @@ export function createFailover(options: FailoverOptions): PullHandler {
     const began = performance.now();
     let lost: Forward | undefined;
     for (;;) {
-      const route = options.route(lost);
+      const route = await options.route(lost);
       if (route.kind === "containerd")
         return await delegate(options, incoming, signal, lost === undefined ? route.reason : "lost", began);
       try {

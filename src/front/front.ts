@@ -85,7 +85,7 @@ export class Front {
       messageBytesMax: config.cri.max_message_size,
       forward: containerd,
       pull: createFailover({
-        route: (lost) => this.#route(lost),
+        route: async (lost) => await this.#route(lost),
         containerd,
         fallback: config.fallback.enabled,
         delegated: (reason, error, seconds) => this.#delegated(reason, error, seconds),
@@ -193,7 +193,8 @@ export class Front {
     this.#notifier[Symbol.dispose]();
   }
 
-  #route(lost: Forward | undefined): Route {
+  async #route(lost: Forward | undefined): Promise<Route> {
+    if (lost) await this.#pullers.letGo(lost);
     if (this.#switch.state.kind === "on") return { kind: "containerd", reason: "switch" };
     const forward = this.#successor?.forward ?? this.#pullers.serving?.forward;
     if (forward && forward !== lost) return { kind: "puller", forward };

@@ -80,6 +80,11 @@ export class Puller {
     return this.#isLeaving;
   }
 
+  /** Settles when the process is gone. */
+  get over(): Promise<void> {
+    return this.#over;
+  }
+
   /** What it counts now; nothing when it does not say in time. */
   async metrics(): Promise<readonly MetricValues[]> {
     if (this.#state.kind !== "serving") return [];

@@ -4,6 +4,7 @@
 // that ends unasked is started again, at once the first time and with growing pauses while it keeps ending.
 
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Forward } from "../cri/forward.ts";
 import type { MetricValues } from "../metrics.ts";
 import { Puller, type PullerOptions } from "./puller.ts";
 
@@ -15,6 +16,8 @@ export interface PullersOptions {
 
 /** Pauses before a puller is started again; one that lived for long enough has the first once more. */
 const pauseMs = { first: 100, max: 10_000, healthyAfter: 30_000 };
+/** What a puller that leaves still has to clear up, it clears up within this time or never. */
+const letGoMsMax = 10_000;
 
 export class Pullers {
   readonly #options: PullersOptions;
@@ -71,6 +74,16 @@ export class Pullers {
   /** Waits until the first one serves or has ended, at most this long. */
   async settled(timeoutMs: number): Promise<void> {
     await Promise.race([this.#first, sleep(timeoutMs, undefined, { ref: false })]);
+  }
+
+  /**
+   * For whoever lost a call by this one: waits until the process is gone if it was asked to leave, so that whoever is
+   * asked next goes on with what it had fetched. Waits for a bounded time only.
+   */
+  async letGo(lost: Forward): Promise<void> {
+    const puller = this.all.find(({ forward }) => forward === lost);
+    if (!puller?.isLeaving) return;
+    await Promise.race([puller.over, sleep(letGoMsMax, undefined, { ref: false })]);
   }
 
   async metrics(): Promise<readonly (readonly MetricValues[])[]> {

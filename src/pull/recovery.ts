@@ -53,6 +53,17 @@ export class Recovery {
     await turn;
   }
 
+  /** Claims what there is to be seen at a look, and says whether there was anything: for a pull, which cannot wait. */
+  async claimSeen(): Promise<boolean> {
+    if (await this.#options.instance.hasClaims()) {
+      await this.claim();
+      return true;
+    }
+    // What is being claimed at this moment has gone from where it was, and is not ours yet.
+    await this.#claiming;
+    return false;
+  }
+
   async #claim(): Promise<void> {
     const { containerd, instance, spools } = this.#options;
     await instance.sweepContainerd(containerd);

@@ -156,7 +156,7 @@ export class SiteKeeper implements AsyncDisposable {
       const spools = await Spools.open({ ...this.#options.spools, folder: instance.spool, deferred });
       const { containerd, selinux, adopted } = this.#options;
       const recovery = new Recovery({ containerd, instance, spools, adopted });
-      const claim = (): Promise<void> => this.#claim(instance, recovery);
+      const claim = (): Promise<void> => this.#claim(recovery);
       this.#site = { facts, instance, spools, selinux, recovery, claim };
       return this.#site;
     } catch (error) {
@@ -166,10 +166,9 @@ export class SiteKeeper implements AsyncDisposable {
   }
 
   /** A failure costs nothing but bytes that are fetched once more. */
-  async #claim(instance: Instance, recovery: Recovery): Promise<void> {
-    if (!(await instance.hasClaims())) return;
-    await recovery.claim().catch(() => {});
-    this.#recoverSoon(this.#connection.signal);
+  async #claim(recovery: Recovery): Promise<void> {
+    const isLeft = await recovery.claimSeen().catch(() => true);
+    if (isLeft) this.#recoverSoon(this.#connection.signal);
   }
 
   async #leave(): Promise<void> {
