@@ -2,7 +2,8 @@
 #
 #   docker build --build-arg BASE=debian:bookworm-slim .
 #
-# BASE is anything that has the floor of README.md. It needs no shell, since nothing is run while the image is built.
+# BASE is anything that has the floor of README.md. It needs no shell, since nothing is run while the image is built;
+# "hawser agent", which a DaemonSet runs, needs nsenter of util-linux in it.
 ARG BASE=debian:bookworm-slim
 ARG VERSION=0.1.0
 

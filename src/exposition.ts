@@ -9,11 +9,18 @@ export interface Exposition {
   close(): Promise<void>;
 }
 
-/** `read` gives the text of /metrics. Throws `invalid` when the address cannot be listened on. */
-export async function expose(read: () => Promise<string>, host: string, port: number): Promise<Exposition> {
+export interface Exposed {
+  /** The text of /metrics. */
+  readonly read: () => Promise<string>;
+  /** What /healthz has to say against it, in a sentence; nothing without it. */
+  readonly health?: () => Promise<string | undefined>;
+}
+
+/** Throws `invalid` when the address cannot be listened on. */
+export async function expose(exposed: Exposed, host: string, port: number): Promise<Exposition> {
   const server = createServer({ maxHeaderSize: 16 * 1024, requestTimeout: 10_000 }, (request, response) => {
     // A default metric that cannot be collected (/proc hidden, descriptors used up) costs this answer, not the daemon.
-    answer(read, request, response).catch(() => response.writeHead(500).end());
+    answer(exposed, request, response).catch(() => response.writeHead(500).end());
   });
   server.maxConnections = 64;
   await listen(server, host, port);
@@ -30,7 +37,7 @@ export async function expose(read: () => Promise<string>, host: string, port: nu
 }
 
 async function answer(
-  read: () => Promise<string>,
+  { read, health }: Exposed,
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
@@ -41,7 +48,10 @@ async function answer(
     const text = await read();
     response.writeHead(200, { "content-type": Registry.PROMETHEUS_CONTENT_TYPE }).end(text);
   } else if (path === "/healthz") {
-    response.writeHead(200, { "content-type": "text/plain" }).end("ok\n");
+    const problem = await health?.();
+    response
+      .writeHead(problem === undefined ? 200 : 503, { "content-type": "text/plain" })
+      .end(`${problem ?? "ok"}\n`);
   } else {
     response.writeHead(404).end();
   }

@@ -2,6 +2,7 @@
 // The program: from arguments to a command, from signals to an interruption, from errors to an exit code.
 
 import { readFileSync } from "node:fs";
+import { agent } from "./cli/agent.ts";
 import { type Command, type Context, type Pipe, UsageError } from "./cli/command.ts";
 import { config } from "./cli/config.ts";
 import { doctor } from "./cli/doctor.ts";
@@ -24,6 +25,7 @@ const commands: readonly Command[] = [
   install,
   upgrade,
   uninstall,
+  agent,
   puller,
 ];
 

@@ -12,7 +12,11 @@ const budgets: readonly Budget[] = [
   { name: "parity", secondsMax: 360, files: /\/e2e\/(?:parity|life|layers|metadata)\.int/ },
   { name: "soak", secondsMax: 60, files: /\/soak\// },
   { name: "fuzz", secondsMax: 60, files: /\/fuzz\// },
-  { name: "nodes and releases", secondsMax: 330, files: /\/release\/|\/e2e\/(?:install|service|front)\.int/ },
+  {
+    name: "nodes and releases",
+    secondsMax: 420,
+    files: /\/(?:release|kubernetes)\/|\/e2e\/(?:agent|install|service|front)\.int/,
+  },
   {
     name: "faults",
     secondsMax: 840,

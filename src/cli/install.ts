@@ -1,8 +1,9 @@
 // hawser install, hawser uninstall and hawser upgrade: Hawser as a service of this node.
 
-import { loadConfig } from "../config.ts";
+import { readFile } from "node:fs/promises";
+import { type Config, loadConfig } from "../config.ts";
 import { PullError } from "../errors.ts";
-import { install as installOn } from "../install/install.ts";
+import { type Configuration, install as installOn } from "../install/install.ts";
 import { uninstall as removeFrom } from "../install/uninstall.ts";
 import { upgrade as upgradeOn } from "../install/upgrade.ts";
 import { type Command, type Context, parseOptions, UsageError } from "./command.ts";
@@ -24,6 +25,9 @@ Options:
   --max-parallel-image-pulls N     in that file also serializeImagePulls: false and maxParallelImagePulls: N
   --restart-kubelet                restart kubelet, so that it takes effect at once
   --containerd SOCKET              containerd's socket (default: that of containerd, or of k3s or RKE2)
+  --config FILE                    what to lay down in /etc/hawser; on a node with Hawser it replaces what was laid down
+                                   before, and is read at once. What was there before Hawser stays.
+  --upgrade                        replace another version that is installed, as "hawser upgrade" does
 `,
   run: async (args, context) => {
     const options = {
@@ -31,6 +35,8 @@ Options:
       "max-parallel-image-pulls": { type: "string" },
       "restart-kubelet": { type: "boolean" },
       containerd: { type: "string" },
+      config: { type: "string" },
+      upgrade: { type: "boolean" },
     } as const;
     const { values } = parseOptions(args, options, 0);
     const file = values["kubelet-config"];
@@ -44,6 +50,8 @@ Options:
     await installOn({
       ...(await common(context)),
       containerd,
+      configuration: values.config === undefined ? undefined : await readConfiguration(values.config),
+      upgrade: values.upgrade ?? false,
       kubelet: { file, parallel, restart: values["restart-kubelet"] ?? false },
     });
     return 0;
@@ -93,12 +101,24 @@ release goes the same way.
   },
 };
 
+/** Throws `invalid` with all that is wrong with it. */
+async function readConfiguration(file: string): Promise<Configuration> {
+  const { config, problems } = await loadConfig(file);
+  const said = problems.map(({ path, message }) => (path ? `${path}: ${message}` : message));
+  if (said.length > 0) throw new PullError("invalid", `${file}: ${said.join("; ")}`);
+  return { text: await readFile(file, "utf8"), adminSocket: adminSocketOf(config) };
+}
+
+function adminSocketOf({ admin }: Config): string | undefined {
+  return admin.listen === "off" ? undefined : admin.listen;
+}
+
 async function common({ version, environment, stdout, interrupted }: Context) {
   const { config } = await loadConfig(undefined);
   return {
     bundle: environment["HAWSER_BUNDLE"],
     version,
-    adminSocket: config.admin.listen === "off" ? undefined : config.admin.listen,
+    adminSocket: adminSocketOf(config),
     say: (line: string) => stdout(`${line}\n`),
     signal: interrupted,
   };

@@ -96,7 +96,7 @@ async function serveAlone(
   socket: string,
 ): Promise<void> {
   const read = async (): Promise<string> => await metrics.registry.metrics();
-  const exposition = listen === "off" ? undefined : await expose(read, listen.host, listen.port);
+  const exposition = listen === "off" ? undefined : await expose({ read }, listen.host, listen.port);
   if (listen !== "off") stderr(`hawser: metrics on ${listen.host}:${exposition?.port}\n`);
   stderr(`hawser: ready on unix://${socket}\n`);
   if (!interrupted.aborted) await once(interrupted, "abort");

@@ -23,6 +23,8 @@ export interface Status {
 export interface AdminOptions {
   readonly socket: string;
   readonly status: () => Status;
+  /** In the format that Prometheus scrapes. */
+  readonly metrics: () => Promise<string>;
   /** Throws PullError. */
   readonly setSwitch: (state: SwitchState) => Promise<void>;
   /** What became of it, in a sentence for each thing that there is to say; throws PullError when nothing was changed. */
@@ -113,6 +115,9 @@ async function answer(
     case "GET /status":
       reply(response, 200, options.status());
       return;
+    case "GET /metrics":
+      response.writeHead(200, { "content-type": "text/plain" }).end(await options.metrics());
+      return;
     case "PUT /passthrough":
       await options.setSwitch(switchStateOf(await bodyOf(request)));
       reply(response, 200, options.status());
@@ -126,7 +131,7 @@ async function answer(
       return;
     default:
       reply(response, 404, {
-        error: "there are GET /status, PUT /passthrough, POST /reload and POST /succeed",
+        error: "there are GET /status, GET /metrics, PUT /passthrough, POST /reload and POST /succeed",
       });
   }
 }

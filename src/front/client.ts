@@ -21,6 +21,13 @@ export async function askAdmin(
   throw new PullError("internal", said);
 }
 
+/** What GET of a path that answers in plain text says; throws like {@link askAdmin}. */
+export async function readAdmin(socketPath: string, path: string): Promise<string> {
+  const { status, text } = await send(socketPath, "GET", path, undefined);
+  if (status === 200) return text;
+  throw new PullError("internal", `the daemon at ${socketPath} has no ${path}`);
+}
+
 async function send(
   socketPath: string,
   method: string,

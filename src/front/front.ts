@@ -17,6 +17,7 @@ import { type Exposition, expose } from "../exposition.ts";
 import type { Log } from "../log.ts";
 import { type Metrics, mergeMetrics } from "../metrics.ts";
 import { type Admin, type Status, serveAdmin } from "./admin.ts";
+import { changedFixedKeys } from "./fixed.ts";
 import { createNotifier, type Notifier } from "./notify.ts";
 import type { Closed, Puller } from "./puller.ts";
 import { Pullers } from "./pullers.ts";
@@ -169,11 +170,8 @@ export class Front {
     if (!(await this.#pullers.replace(drainMs.reload)))
       throw new PullError("unavailable", "the configuration stays as it was: no new puller came to serve");
     log.level = config.log.level;
-    const fixed = fixedKeys.filter((path) => valueAt(present, path) !== valueAt(config, path));
-    return [
-      "new pulls follow the configuration",
-      ...fixed.map((path) => `${path} changes with a restart only`),
-    ];
+    const left = changedFixedKeys(present, config).map((path) => `${path} changes with a restart only`);
+    return ["new pulls follow the configuration", ...left];
   }
 
   /** Takes no new call, lets running ones end for this long, cancels the rest, and leaves nothing. */
@@ -272,13 +270,17 @@ export class Front {
     }
   }
 
+  /** Of all processes together. */
+  async #metrics(): Promise<string> {
+    const { registry } = this.#options.metrics;
+    return await mergeMetrics([await registry.getMetricsAsJSON(), ...(await this.#pullers.metrics())]);
+  }
+
   async #expose(): Promise<void> {
-    const { config, metrics, log } = this.#options;
+    const { config, log } = this.#options;
     if (config.metrics.listen === "off") return;
     const { host, port } = config.metrics.listen;
-    const read = async (): Promise<string> =>
-      await mergeMetrics([await metrics.registry.getMetricsAsJSON(), ...(await this.#pullers.metrics())]);
-    const exposition = await expose(read, host, port);
+    const exposition = await expose({ read: async () => await this.#metrics() }, host, port);
     if (this.#leaving.signal.aborted) {
       await exposition.close();
       return;
@@ -293,6 +295,7 @@ export class Front {
     this.#admin = await serveAdmin({
       socket: config.admin.listen,
       status: () => this.#status(),
+      metrics: async () => await this.#metrics(),
       setSwitch: async (state) => {
         await this.#switch.set(state);
         this.#tellSite();
@@ -314,23 +317,6 @@ function withResolvers(): {
     [resolve, reject] = both;
   });
   return { promise, resolve, reject };
-}
-
-/** What a running front cannot change: where it listens, and what it forwards to. */
-const fixedKeys = [
-  "cri.listen",
-  "cri.max_message_size",
-  "containerd.address",
-  "fallback.enabled",
-  "admin.listen",
-  "admin.state_dir",
-  "metrics.listen",
-  "log.format",
-] as const;
-
-function valueAt(config: Config, path: (typeof fixedKeys)[number]): string {
-  const [section, key] = path.split(".") as [keyof Config, string];
-  return JSON.stringify((config[section] as Readonly<Record<string, unknown>>)[key]);
 }
 
 /** A puller is no service of its own, and inherits no socket. */

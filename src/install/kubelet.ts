@@ -68,7 +68,7 @@ export async function changeKubelet(record: Record, planned: Planned): Promise<v
   await record.set({
     kubelet: isFirst
       ? { file, isNew: oldText === undefined, sha256, before, at }
-      : { ...earlier, sha256, before: { ...before, ...earlier.before } },
+      : { ...earlier, sha256, lastAt: at, before: { ...before, ...earlier.before } },
   });
   await replace(file, newText);
 }
@@ -123,6 +123,14 @@ export async function whyInUse(change: KubeletChange | undefined): Promise<strin
   const start = kubelet && startOf(kubelet.pid);
   if (start === undefined || !isAfter(start, change.at) || isAfter(start, change.undoneAt)) return undefined;
   return `kubelet was started before its configuration was put back: restart it (${await restartCommand()})`;
+}
+
+/** Whether the kubelet that runs was started behind the change; what was never changed, it has read. */
+export async function hasRead(change: KubeletChange | undefined): Promise<boolean> {
+  if (change === undefined) return true;
+  const kubelet = await runningKubelet(new Processes(new Tree("/")));
+  const start = kubelet && startOf(kubelet.pid);
+  return start !== undefined && isAfter(start, change.lastAt ?? change.at);
 }
 
 /** For the operator, or for restartKubelet(). */

@@ -2,6 +2,7 @@
 
 import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { parse } from "smol-toml";
 import { inspectContainerd } from "../containerd/client.ts";
 import { rootsOf } from "../doctor/containerd.ts";
 import { PullError } from "../errors.ts";
@@ -63,13 +64,15 @@ export function dropInFor({ address, content, snapshots }: Found): string | unde
   return `${lines.join("\n")}\n`;
 }
 
-/** Settings for a node that has none yet: what cannot be found out each time. */
-export function configFor({ address, content }: Found): string {
+const configHead = "# Hawser's configuration. Every key is optional: hawser config show lists them all.";
+
+/** `given`, or settings for a node that has none yet, with what cannot be found out each time unless it is in there. */
+export function configFor({ address, content }: Found, given: string = `${configHead}\n`): string {
   const [usual = ""] = usualSockets;
-  const lines = ["# Hawser's configuration. Every key is optional: hawser config show lists them all."];
+  if (address === usual || "containerd" in parse(given)) return given;
+  const lines = [given.trimEnd(), "", "[containerd]", `address = ${JSON.stringify(address)}`];
   // k3s and RKE2 keep it beside the root.
   const file = join(dirname(dirname(content)), "etc/containerd/config.toml");
-  if (address !== usual) lines.push("", "[containerd]", `address = ${JSON.stringify(address)}`);
-  if (address !== usual && existsSync(file)) lines.push(`config_file = ${JSON.stringify(file)}`);
+  if (existsSync(file)) lines.push(`config_file = ${JSON.stringify(file)}`);
   return `${lines.join("\n")}\n`;
 }

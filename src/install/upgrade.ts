@@ -29,10 +29,9 @@ const service = "hawser.service";
 const leaveMs = 60_000;
 
 export async function upgrade(options: UpgradeOptions): Promise<void> {
-  const { say, version } = options;
   mustBeBooted();
   await using _lock = await takeLock();
-  const bundle = await openBundle(options.bundle, version);
+  const bundle = await openBundle(options.bundle, options.version);
   const record = await Record.read();
   if (record === undefined)
     throw new PullError("not_found", 'nothing is installed to be upgraded: "hawser install"');
@@ -42,11 +41,16 @@ export async function upgrade(options: UpgradeOptions): Promise<void> {
       "invalid",
       `the installation was broken off (${phase}): "hawser install" or "hawser uninstall"`,
     );
+  if (record.now.version === bundle.version && phase === "installed")
+    options.say(`version ${bundle.version} is installed already`);
+  else await upgradeTo(bundle, record, options);
+}
+
+/** For whoever has the lock, and a record of what is installed or was being upgraded. */
+export async function upgradeTo(bundle: Bundle, record: Record, options: UpgradeOptions): Promise<void> {
+  const { say } = options;
+  const { version } = bundle;
   const former = record.now.version;
-  if (former === version && phase === "installed") {
-    say(`version ${version} is installed already`);
-    return;
-  }
   await record.set({ phase: "upgrading" });
   const maker = new Maker(record);
   await maker.tree(placeOf(version), bundle.root);

@@ -1,8 +1,8 @@
 // Hawser on a node with systemd: installed from its bundle, used without a pause while it is killed and upgraded, and
 // removed without a trace.
 
-import { createHash, randomBytes } from "node:crypto";
-import { cpSync, lstatSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
 import { type FakeImage, FakeRegistry } from "../fakes/registry.ts";
@@ -10,20 +10,11 @@ import { dir, file, tarGz } from "../fakes/tar.ts";
 import { testBundle } from "../harness/bundle.ts";
 import { Callers } from "../harness/callers.ts";
 import { CriClient } from "../harness/cri.ts";
+import { inventoryOf, kubeletConfig, kubeletText, kubeletUnit, release } from "../harness/installation.ts";
 import { PrivateNode } from "../harness/node.ts";
 import { eventually } from "../harness/process.ts";
 
 const socket = "run/hawser/hawser.sock";
-const kubeletConfig = "/var/lib/kubelet/config.yaml";
-const kubeletText = `# made by kubeadm
-apiVersion: kubelet.config.k8s.io/v1beta1
-kind: KubeletConfiguration
-serializeImagePulls: true # slow
-`;
-/** A process that is called kubelet and has its flags; what kubelet asks is asked by the tests. */
-const kubeletUnit = `[Service]
-ExecStart=/bin/bash -c "exec -a kubelet bash -c 'while :; do sleep 1000; done' kubelet --config=${kubeletConfig}"
-`;
 const ours = '[metrics]\nlisten = "off"\n';
 
 let fake: FakeRegistry;
@@ -68,60 +59,6 @@ function put(): FakeImage {
   return fake.put(`install/image-${count}:v1`, layers);
 }
 
-/** What is on the node, but for what its other programs write all the time. */
-async function inventory(): Promise<Map<string, string>> {
-  const found = new Map<string, string>();
-  const passing =
-    /^\/(?:proc|sys|dev|tmp|root|var\/log|var\/lib\/systemd|var\/lib\/containerd\/io\.containerd\.[^/]*|run\/(?!hawser).*)$/;
-  const walk = (path: string): void => {
-    for (const name of readdirSync(node.at(path))) {
-      const own = join(path, name);
-      if (passing.test(own)) continue;
-      const status = lstatSync(node.at(own));
-      const { mode, uid, gid, size } = status;
-      // Programs and libraries are Debian's.
-      const isRead = status.isFile() && !own.startsWith("/usr/");
-      const content = isRead
-        ? createHash("sha256")
-            .update(readFileSync(node.at(own)))
-            .digest("hex")
-        : status.isSymbolicLink()
-          ? readlinkSync(node.at(own))
-          : "";
-      found.set(own, [mode.toString(8), uid, gid, status.isDirectory() ? "" : size, content].join(" "));
-      if (status.isDirectory()) walk(own);
-    }
-  };
-  walk("/");
-  // containerd's own folders, for what Hawser has beside its files.
-  for (const folder of readdirSync(node.at("/var/lib/containerd")))
-    for (const name of readdirSync(node.at(`/var/lib/containerd/${folder}`)))
-      if (name.includes("hawser")) found.set(`${folder}/${name}`, "");
-  found.set("leases", await node.ask("ctr", "--namespace", "k8s.io", "leases", "list", "--quiet"));
-  // containerd's own begins with the first pull.
-  const namespaces = (await node.ask("ctr", "namespaces", "list", "--quiet")).split("\n");
-  found.set("namespaces", namespaces.filter((name) => name !== "k8s.io").join(" "));
-  found.set("units", (await node.run("systemctl", "list-unit-files", "--no-legend", "hawser*")).stdout);
-  return found;
-}
-
-/** A release of another version; `change` may spoil it. */
-async function release(other: string, change: (root: string) => void = () => {}): Promise<string> {
-  const folder = `/root/hawser-${other}`;
-  const root = node.at(folder);
-  cpSync(node.at(bundle), root, { recursive: true, verbatimSymlinks: true });
-  const path = join(root, "lib/hawser/package.json");
-  writeFileSync(path, readFileSync(path, "utf8").replace(`"${version}"`, `"${other}"`));
-  change(root);
-  const sums = await node.ask(
-    "sh",
-    "-c",
-    `cd ${folder} && find . -type f ! -name SHA256SUMS -printf '%P\\n' | sort | xargs sha256sum`,
-  );
-  writeFileSync(join(root, "SHA256SUMS"), `${sums}\n`);
-  return folder;
-}
-
 async function install(...args: readonly string[]): Promise<string> {
   return await node.ask(`${bundle}/bin/hawser`, "install", ...args);
 }
@@ -131,7 +68,7 @@ test("install, calls without a pause through kill -9 and an upgrade, uninstall: 
 }, async () => {
   node.write("/etc/hawser/hawser.toml", ours);
   await eventually(async () => await node.ask("ctr", "version"), "containerd answers");
-  const before = await inventory();
+  const before = await inventoryOf(node);
   const said = await install("--kubelet-config", kubeletConfig, "--max-parallel-image-pulls", "8");
   expect(said).toContain("its self-test has passed");
   expect(said).toContain("systemctl restart kubelet.service");
@@ -155,7 +92,7 @@ test("install, calls without a pause through kill -9 and an upgrade, uninstall: 
       await node.ask("pkill", "-9", "-f", "main.js puller");
       await eventually(async () => await node.ask("hawser", "status"), "pulls are accelerated again");
     }
-    const newer = await release("9.9.9");
+    const newer = await release(node, bundle, "9.9.9");
     expect(await node.ask(`${newer}/bin/hawser`, "upgrade")).toContain(
       "version 9.9.9 serves in the place of",
     );
@@ -177,7 +114,7 @@ test("install, calls without a pause through kill -9 and an upgrade, uninstall: 
   expect(node.read(kubeletConfig)).toBe(kubeletText);
   expect(await node.ask("hawser", "status")).toContain("pulls are accelerated");
   expect(await node.ask("hawser", "uninstall", "--restart-kubelet")).toContain("version 9.9.9 is removed");
-  const after = await inventory();
+  const after = await inventoryOf(node);
   expect([...after.keys()].filter((name) => !before.has(name))).toEqual([]);
   expect(after).toEqual(before);
 });
@@ -196,7 +133,7 @@ test("the unit's capabilities, mounts and filters are enough for every kind of e
 test("a release that does not serve: the installed one goes on, and no call fails", async () => {
   node.write("/etc/hawser/hawser.toml", ours);
   await install();
-  const broken = await release("9.9.8", (root) => {
+  const broken = await release(node, bundle, "9.9.8", (root) => {
     writeFileSync(join(root, "libexec/hawser-launch"), "#!/bin/sh\nexit 3\n");
   });
   const images = Array.from({ length: 100 }, put);
@@ -254,8 +191,8 @@ test("systemd finds nothing wrong with the units, and little exposed", async () 
 
 test("an installation that fails is taken back: nothing is left, and kubelet's configuration is as it was", async () => {
   node.write("/etc/hawser/hawser.toml", ours);
-  const before = await inventory();
-  const broken = await release("9.9.7", (root) => {
+  const before = await inventoryOf(node);
+  const broken = await release(node, bundle, "9.9.7", (root) => {
     writeFileSync(join(root, "libexec/hawser-launch"), "#!/bin/sh\nexit 3\n");
   });
   const refused = await node.run(`${broken}/bin/hawser`, "install", "--kubelet-config", kubeletConfig);
@@ -264,18 +201,18 @@ test("an installation that fails is taken back: nothing is left, and kubelet's c
     stdout: expect.stringContaining("taking back what was installed"),
     stderr: expect.stringMatching(/^hawser: systemctl enable --now \S+ \S+ failed: .*\n$/),
   });
-  expect(await inventory()).toEqual(before);
+  expect(await inventoryOf(node)).toEqual(before);
 });
 
 test("an installation that is killed is taken back by the next one, or removed", async () => {
   node.write("/etc/hawser/hawser.toml", ours);
-  const before = await inventory();
+  const before = await inventoryOf(node);
   const killed = await node.run("env", "HAWSER_FAILPOINT=laid-down", `${bundle}/bin/hawser`, "install");
   expect(killed.status).not.toBe(0);
   expect(await node.ask("hawser", "version")).toContain(version);
   expect(await install()).toContain("an installation that was broken off is taken back first");
   expect(await node.ask("hawser", "uninstall")).toContain("is removed");
-  expect(await inventory()).toEqual(before);
+  expect(await inventoryOf(node)).toEqual(before);
 });
 
 test.each([
@@ -297,6 +234,11 @@ test.each([
     2,
     "takes a number from 2 to 1000",
   ],
+  [["install", "--config", "/nowhere.toml"], 1, "/nowhere.toml: cannot be read: ENOENT"],
+  [["install", "--config", "/etc/passwd"], 1, "/etc/passwd: "],
+  [["agent", "--daemonset", "hawser"], 2, '--daemonset takes NAMESPACE/NAME, not "hawser"'],
+  [["agent", "--daemonset", "images/hawser"], 1, "--daemonset needs a pod"],
+  [["agent", "--port", "metrics"], 2, '--port takes a number up to 65535, not "metrics"'],
   [["install", "now"], 2, 'unexpected argument "now"'],
   [["upgrade"], 1, 'nothing is installed to be upgraded: "hawser install"'],
   [["uninstall"], 1, "nothing is installed: there is no /var/lib/hawser/install.json"],

@@ -2,6 +2,7 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { type AddressInfo, createServer } from "node:net";
 
 export interface StartOptions {
   readonly env?: NodeJS.ProcessEnv;
@@ -78,4 +79,17 @@ export async function eventually<Value>(ask: () => Promise<Value>, what: string)
       });
     }
   }
+}
+
+/** A port of this machine's loopback that nobody has at the moment, for programs that cannot say which one they took. */
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => {
+    server.listen(0, "127.0.0.1", resolve);
+  });
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => {
+    server.close(resolve);
+  });
+  return port;
 }

@@ -11,6 +11,7 @@ const src = fileURLToPath(new URL("../../src", import.meta.url));
 const tiers: readonly (readonly string[])[] = [
   ["main.ts"],
   ["cli/"],
+  ["agent/"],
   ["install/"],
   ["daemon.ts", "front/", "doctor/"],
   ["limits.ts"],

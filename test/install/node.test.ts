@@ -33,6 +33,19 @@ test("k3s and RKE2: their socket, and their root in place of the usual one", () 
   ]);
 });
 
+test("a configuration that is given keeps its words, and has what the node needs unless it says so itself", () => {
+  const given = "# of a cluster\n[download]\nretries = 1\n";
+  expect(configFor(usual, given)).toBe(given);
+  expect(settings(configFor(k3s, given))).toEqual([
+    "[download]",
+    "retries = 1",
+    "[containerd]",
+    'address = "/run/k3s/containerd/containerd.sock"',
+  ]);
+  const whole = '[containerd]\naddress = "/elsewhere.sock"\n';
+  expect(configFor(k3s, whole)).toBe(whole);
+});
+
 test("snapshots elsewhere are a second path; a root in a home is not hidden", () => {
   const elsewhere = at(usual.address, "/home/containerd", "/data/snapshots");
   expect(settings(dropInFor(elsewhere)).slice(2)).toEqual([

@@ -40,7 +40,7 @@ test("every metric has Hawser's prefix, a sentence and a documented name", async
 test("metrics and health, and nothing else", async () => {
   const metrics = createMetrics("1.2.3", "front");
   metrics.pulls.inc({ result: "ok", path: "accelerated" });
-  const exposition = await expose(() => metrics.registry.metrics(), "127.0.0.1", 0);
+  const exposition = await expose({ read: () => metrics.registry.metrics() }, "127.0.0.1", 0);
   const { body } = await ask(exposition.port, "/metrics");
   expect(body).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
   expect(body).toContain('hawser_build_info{version="1.2.3"');
@@ -48,15 +48,15 @@ test("metrics and health, and nothing else", async () => {
   expect(await ask(exposition.port, "/healthz")).toEqual({ status: 200, body: "ok\n" });
   expect((await ask(exposition.port, "/")).status).toBe(404);
   expect((await ask(exposition.port, "/metrics", "POST")).status).toBe(405);
-  await expect(expose(() => metrics.registry.metrics(), "127.0.0.1", exposition.port)).rejects.toThrow(
-    /metrics\.listen: cannot listen/,
-  );
+  await expect(
+    expose({ read: () => metrics.registry.metrics() }, "127.0.0.1", exposition.port),
+  ).rejects.toThrow(/metrics\.listen: cannot listen/);
   await exposition.close();
 });
 
 test("a metric that cannot be collected costs an answer, not the daemon", async () => {
   const metrics = createMetrics("1.2.3", "front");
-  const exposition = await expose(() => metrics.registry.metrics(), "127.0.0.1", 0);
+  const exposition = await expose({ read: () => metrics.registry.metrics() }, "127.0.0.1", 0);
   metrics.registry.registerMetric(
     new Gauge({
       name: "broken",

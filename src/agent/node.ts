@@ -1,0 +1,84 @@
+// The node, as a container sees it that shares its process ids and may do everything: its files through the root of its
+// first process, its programs in that process's mount namespace.
+//
+// Nothing of the node is mounted into the container: a mount of the node's root would keep whatever is unmounted on the
+// node busy. What changes the node runs as a unit of its systemd, so that it goes on to its end though the container is
+// killed.
+
+import { execFile } from "node:child_process";
+import { copyFile, cp, readFile, rm, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { PullError } from "../errors.ts";
+
+const root = "/proc/1/root";
+/** An upgrade waits for pulls and for two self-tests. */
+const timeoutMs = 600_000;
+
+/** Where a file of the node is, seen from here. */
+export function onNode(path: string): string {
+  return join(root, path);
+}
+
+/** Throws `unsupported` unless what is seen from here is a node with systemd. */
+export async function mustSeeNode(): Promise<void> {
+  const isThere = await stat(onNode("/run/systemd/system")).then(
+    () => true,
+    () => false,
+  );
+  if (isThere) return;
+  throw new PullError(
+    "unsupported",
+    "no node with systemd is seen from here: the pod needs hostPID: true and a privileged container",
+  );
+}
+
+/** A copy of a folder, in the place of what is there. */
+export async function copyToNode(from: string, path: string): Promise<void> {
+  await removeFromNode(path);
+  await cp(from, onNode(path), { recursive: true, verbatimSymlinks: true, preserveTimestamps: true });
+}
+
+/** What a file of this container says, through links. */
+export async function copyFileToNode(from: string, path: string): Promise<void> {
+  await copyFile(from, onNode(path));
+}
+
+export async function removeFromNode(path: string): Promise<void> {
+  await rm(onNode(path), { recursive: true, force: true });
+}
+
+/** Runs a command of the node to its end and returns what it said; throws `internal` with its last line when it fails. */
+export async function runOnNode(command: readonly string[]): Promise<string[]> {
+  const unit = `hawser-agent-${process.pid}`;
+  const output = `/run/${unit}.out`;
+  const service = ["--service-type=oneshot", `--property=StandardOutput=file:${output}`];
+  const start = ["systemd-run", "--wait", "--collect", "--quiet", `--unit=${unit}`, ...service];
+  const redirected = ["/bin/sh", "-c", 'exec "$@" 2>&1', "sh", ...command];
+  await removeFromNode(output);
+  try {
+    const enter = ["--target", "1", "--mount", "--"];
+    await promisify(execFile)("nsenter", [...enter, ...start, ...redirected], { timeout: timeoutMs });
+    return await readLines(output);
+  } catch (error) {
+    throw await explained(error, await readLines(output));
+  } finally {
+    await removeFromNode(output);
+  }
+}
+
+async function explained(error: unknown, lines: readonly string[]): Promise<PullError> {
+  const { code, message, stderr } = error as NodeJS.ErrnoException & { readonly stderr?: string };
+  if (code === "ENOENT")
+    return new PullError(
+      "unsupported",
+      "the container has no nsenter: build the image on one that has util-linux",
+    );
+  const why = lines.at(-1) ?? stderr?.trim().split("\n").at(-1) ?? message;
+  return new PullError("internal", why.replace(/^hawser: /, ""), { cause: error });
+}
+
+async function readLines(path: string): Promise<string[]> {
+  const text = await readFile(onNode(path), "utf8").catch(() => "");
+  return text.split("\n").filter((line) => line !== "");
+}
