@@ -12,6 +12,9 @@ import { promisify } from "node:util";
 import { PullError } from "../errors.ts";
 
 const root = "/proc/1/root";
+/** One at a time on a node: systemd refuses a second one of the name. */
+const unit = "hawser-agent-change";
+const output = `/run/${unit}.out`;
 /** An upgrade waits for pulls and for two self-tests. */
 const timeoutMs = 600_000;
 
@@ -50,8 +53,6 @@ export async function removeFromNode(path: string): Promise<void> {
 
 /** Runs a command of the node to its end and returns what it said; throws `internal` with its last line when it fails. */
 export async function runOnNode(command: readonly string[]): Promise<string[]> {
-  const unit = `hawser-agent-${process.pid}`;
-  const output = `/run/${unit}.out`;
   const service = ["--service-type=oneshot", `--property=StandardOutput=file:${output}`];
   const start = ["systemd-run", "--wait", "--collect", "--quiet", `--unit=${unit}`, ...service];
   const redirected = ["/bin/sh", "-c", 'exec "$@" 2>&1', "sh", ...command];
@@ -74,7 +75,8 @@ async function explained(error: unknown, lines: readonly string[]): Promise<Pull
       "unsupported",
       "the container has no nsenter: build the image on one that has util-linux",
     );
-  const why = lines.at(-1) ?? stderr?.trim().split("\n").at(-1) ?? message;
+  // systemd-run itself is silent unless there was nothing to run.
+  const why = stderr?.trim().split("\n").at(-1) || (lines.at(-1) ?? message);
   return new PullError("internal", why.replace(/^hawser: /, ""), { cause: error });
 }
 

@@ -185,6 +185,22 @@ test("an account that could ask and no longer may was deleted with the rest; an 
   expect((await end(third, "unauthorized")).stdout).toContain("is removed");
 });
 
+test("what a pod was at when it was killed goes on to its end, and its successor finds it done", async () => {
+  const before = await inventoryOf(node);
+  const killed = pod(`${bundle}/bin/hawser`);
+  await eventually(async () => await node.ask("test", "-e", "/var/lib/hawser/install.json"), "the beginning");
+  expect(node.read("/var/lib/hawser/install.json")).toContain('"phase": "installing"');
+  await node.ask("pkill", "-KILL", "-f", "main.js agent");
+  await killed;
+  await eventually(async () => await node.ask("hawser", "status"), "pulls are accelerated");
+  const unit = ["show", "--property=ActiveState", "--value", "hawser-agent-change"];
+  await eventually(async () => expect(await node.ask("systemctl", ...unit)).toBe("inactive"), "its end");
+  const next = pod(`${bundle}/bin/hawser`);
+  await untilReady();
+  expect((await end(next, "gone")).stdout).toContain("is installed already");
+  expect(await inventoryOf(node)).toEqual(before);
+});
+
 test("a daemon that does not accelerate makes its pod unready, and says why", async () => {
   const running = pod(`${bundle}/bin/hawser`);
   await untilReady();
