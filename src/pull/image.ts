@@ -4,10 +4,12 @@
 // Resolve (always, with the caller's credentials: it is also the access check, KEP-2535), plan, then every missing
 // layer side by side. What was reached is held until the image is disposed of, whether the pull succeeded or not.
 
+import { join } from "node:path";
 import type { Containerd } from "../containerd/containerd.ts";
 import { type ErrorCode, PullError, throwIfAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
+import { hexOf } from "../oci/digest.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Repository, Resolved } from "../registry/registry.ts";
 import { instanceLabel } from "./instance.ts";
@@ -111,6 +113,7 @@ export class Image implements AsyncDisposable {
     const present = await countPresent(layers, lease.lease);
     const unkept = await this.#findUnkept(layers.slice(0, present), lease);
     this.#missing = layers.slice(present);
+    await this.#borrow(this.#missing, lease);
     const room = await this.#fit(this.#missing);
     throwIfAborted(signal);
     const shares: Share<Layer>[] = [];
@@ -145,6 +148,21 @@ export class Image implements AsyncDisposable {
       else if (isLeft) unkept.add(layer);
     }
     return unkept;
+  }
+
+  /** Blobs without their snapshots, which somebody else has fetched, are gone on with like what a pull of ours left. */
+  async #borrow(missing: readonly PlannedLayer[], { lease }: LeaseShare): Promise<void> {
+    const { site, work } = this.#options;
+    const wanted = missing.filter(
+      ({ chainID, descriptor }) => !work.isUnderWay(chainID) && !site.spools.isParked(descriptor.digest),
+    );
+    const blobs = new Map(wanted.map(({ descriptor }) => [descriptor.digest, descriptor]));
+    await Promise.all(
+      Array.from(blobs.values(), async (blob) => {
+        if (!(await lease.holdContent(blob))) return;
+        await site.spools.borrow(blob, join(site.facts.contentRoot, "blobs/sha256", hexOf(blob.digest)));
+      }),
+    );
   }
 
   /** What earlier pulls left in the spool gives way to a pull that needs the space, but for what it can go on with. */

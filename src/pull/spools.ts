@@ -97,6 +97,26 @@ export class Spools implements AsyncDisposable {
     return this.#parked.has(digest);
   }
 
+  /**
+   * Parks a blob that lies whole elsewhere, as another name of the same file: into a spool that is whole nobody writes,
+   * and what turns out wrong is discarded by its name. Does nothing for a file of another size or file system.
+   */
+  async borrow(descriptor: Descriptor, path: string): Promise<void> {
+    const { digest, size } = descriptor;
+    const written = [{ start: 0, end: size }];
+    const file = this.#fileFor(digest);
+    try {
+      const journal = await Journal.create(journalOf(file), descriptor, this.#boot, written);
+      await journal.close();
+      await link(path, file);
+      if (lstatSync(file).size === size) await this.park({ digest, sizeBytes: size, written }, file);
+      else await remove({ file });
+    } catch {
+      // It is fetched instead.
+      await remove({ file });
+    }
+  }
+
   /** How many bytes of a blob are parked. */
   presentBytes({ digest, size }: Descriptor): number {
     const former = this.#parked.get(digest);
@@ -229,8 +249,7 @@ export class Spools implements AsyncDisposable {
   }
 
   async #open(descriptor: Descriptor, former: Parked | undefined, room: Disposable): Promise<HeldSpool> {
-    this.#count += 1;
-    const file = join(this.#options.folder, `${hexOf(descriptor.digest)}-${this.#count}`);
+    const file = this.#fileFor(descriptor.digest);
     const written = former?.written ?? [];
     try {
       // Its journal comes first: a file without one is nobody's.
@@ -243,6 +262,11 @@ export class Spools implements AsyncDisposable {
       if (former) await remove(former);
       throw PullError.from(error);
     }
+  }
+
+  #fileFor(digest: Digest): string {
+    this.#count += 1;
+    return join(this.#options.folder, `${hexOf(digest)}-${this.#count}`);
   }
 
   /** Removes parked spools, oldest first, until they have no more than so many bytes. */

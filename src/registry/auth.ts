@@ -9,9 +9,11 @@ import type { Credentials } from "./registry.ts";
 export type Secret =
   | { readonly kind: "none" }
   | { readonly kind: "password"; readonly username: string; readonly password: string }
-  | { readonly kind: "refresh"; readonly token: string };
+  | { readonly kind: "refresh"; readonly token: string }
+  /** There is something, and containerd would fail over it where it is asked for. */
+  | { readonly kind: "unreadable" };
 
-type Shown = Exclude<Secret, { readonly kind: "none" }>;
+type Shown = Extract<Secret, { readonly kind: "password" | "refresh" }>;
 
 export interface Challenge {
   /** Lower case: "bearer", "basic". */
@@ -55,16 +57,19 @@ const challengesMax = 16;
 export function secretFor(credentials: Credentials | undefined, host: string): Secret {
   if (credentials === undefined) return { kind: "none" };
   const { serverAddress, username, password, identityToken, auth } = credentials;
-  if (serverAddress && (!/^https?:\/\//i.test(serverAddress) || hostOf(serverAddress) !== host)) {
-    return { kind: "none" };
-  }
+  if (serverAddress && hostOf(serverAddress) !== host) return { kind: "none" };
   if (username) return passwordSecret(username, password ?? "");
   if (identityToken) return { kind: "refresh", token: identityToken };
-  const decoded = Buffer.from(auth ?? "", "base64")
-    .toString("utf8")
-    .replace(/\0+$/, "");
-  const colon = decoded.indexOf(":");
-  return colon === -1 ? { kind: "none" } : passwordSecret(decoded.slice(0, colon), decoded.slice(colon + 1));
+  const [, name, word] = /^([^:]*):(.*)$/s.exec(decode(auth ?? "") ?? "") ?? [];
+  if (name === undefined || word === undefined) return { kind: "unreadable" };
+  return passwordSecret(name, word.replaceAll(/^\0+|\0+$/g, ""));
+}
+
+/** As Go's base64.StdEncoding: line ends count for nothing, everything else counts. */
+function decode(base64: string): string | undefined {
+  const text = base64.replaceAll(/[\r\n]/g, "");
+  const isRight = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(text);
+  return isRight ? Buffer.from(text, "base64").toString("utf8") : undefined;
 }
 
 /** containerd presents neither half of a pair alone. */
@@ -72,8 +77,9 @@ function passwordSecret(username: string, password: string): Secret {
   return username === "" || password === "" ? { kind: "none" } : { kind: "password", username, password };
 }
 
+/** As Go's url.Parse finds it, without a default port taken away. */
 function hostOf(address: string): string | undefined {
-  return URL.canParse(address) ? new URL(address).host : undefined;
+  return /^(?:[a-z][a-z0-9+.-]*:)?\/\/(?:[^/?#]*@)?([^/?#]*)/i.exec(address)?.[1];
 }
 
 /** Every challenge of a WWW-Authenticate header (RFC 9110, 11.6.1), malformed rests left out. */
@@ -163,6 +169,10 @@ export async function authorize(
   repository: string,
   send: TokenRequest,
 ): Promise<Authorization> {
+  if (secret.kind === "unreadable") {
+    const expected = "neither a user name nor an identity token nor base64 of a pair";
+    throw new PullError("unsupported", `the credentials of this pull are ${expected}`);
+  }
   const bearer = challenges.find((challenge) => challenge.scheme === "bearer");
   if (bearer) return await fetchToken(bearer, secret, repository, send);
   if (challenges.some((challenge) => challenge.scheme === "basic")) {
@@ -174,7 +184,7 @@ export async function authorize(
 
 async function fetchToken(
   challenge: Challenge,
-  secret: Secret,
+  secret: Exclude<Secret, { readonly kind: "unreadable" }>,
   repository: string,
   send: TokenRequest,
 ): Promise<Authorization> {

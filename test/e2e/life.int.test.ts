@@ -139,6 +139,28 @@ describe.each(minors)("containerd %s", (minor) => {
     expect(registry.requests().length).toBeGreaterThan(since);
   });
 
+  test("layers whose blobs are there and whose snapshots are not: unpacked without being fetched", async () => {
+    const image = await push(`life/content-${minor}:v1`);
+    await using own = await PrivateContainerd.start({ release, sandboxImage: pause.reference });
+    await using puller = await PrivateHawser.start({ containerd: own.address });
+    // Into the content store alone, by whoever fetches images that way.
+    own.ctr("content", "fetch", "--plain-http", "--platform", "linux/amd64", image.reference);
+    const id = await puller.cri.mustPull(image.reference);
+    await settled(own);
+    const metrics = await puller.metrics();
+    expect(metrics).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
+    expect(metrics).toContain("hawser_downloaded_bytes_total 0\n");
+    const name = image.reference.slice(registry.host.length + 1);
+    expect(await own.run(id, ["cat", "/own/name"])).toBe(`${name}\n`);
+    // What was lent is containerd's still.
+    const archive = join(own.root, "export.tar");
+    own.ctr("images", "export", archive, image.reference);
+    expect(execFileSync("tar", ["-tf", archive], { encoding: "utf8" })).toContain("blobs/sha256/");
+    expect(readdirSync(join(own.contentRoot, "../io.hawser/spool"), { recursive: true })).toEqual(
+      expect.not.arrayContaining([expect.stringContaining("parked/")]),
+    );
+  });
+
   test("a tag that moves, three tags of one image, and the sandbox image itself", async () => {
     const options = { release, sandboxImage: pause.reference };
     const first = await push(`life/moving-${minor}:v1`);

@@ -5,6 +5,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { type Asked, type Behaviour, FakeRegistry } from "../fakes/registry.ts";
 import { file, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
+import type { Auth } from "../harness/cri.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { containerdRelease, minors } from "../harness/versions.ts";
 
@@ -82,7 +83,7 @@ const cases: Readonly<Record<string, Case>> = {
 /** In a repository of its own, for which nobody has a token yet. */
 function put() {
   images += 1;
-  return registry.put(`private/app${images}:v1`, [{ bytes: tarGz([file("x")]) }]);
+  return registry.put(`private/app${images}:v1`, [{ bytes: tarGz([file("x", String(images))]) }]);
 }
 
 /** Requests of one client that show the password. */
@@ -126,6 +127,25 @@ describe.each(minors)("beside containerd %s", (minor) => {
     expect(strikes("hawser")).toBeGreaterThan(0);
     expect(strikes("hawser")).toBeLessThanOrEqual(usual);
     expect(hawser.logs()).not.toContain(login.password);
+  });
+
+  test.each<[string, Auth]>([
+    ["without its padding", { auth: "dTpwOnE" }],
+    ["with a line end", { auth: "dTpw\n" }],
+    ["in the alphabet of URLs", { auth: "dTo_" }],
+    ["of no pair", { auth: "dXA=" }],
+    ["of nothing", {}],
+    ["of a name alone", { username: "u" }],
+    ["for another server", { username: "u", password: "p", serverAddress: "https://other.invalid" }],
+    ["for a server without a scheme", { username: "u", password: "p", serverAddress: "127.0.0.1" }],
+  ])("credentials %s: the same answer, where they are asked for and where not", async (_name, auth) => {
+    for (const behave of [(): Behaviour => challenged, () => bearer(), () => undefined]) {
+      const { reference } = put();
+      registry.behave = behave;
+      tokens.behave = giving;
+      const theirs = await containerd.cri.pull(reference, auth);
+      expect(await hawser.cri.pull(reference, auth)).toEqual(theirs);
+    }
   });
 
   test.each([

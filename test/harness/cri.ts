@@ -15,7 +15,12 @@ export interface Login {
   readonly password: string;
 }
 
-export type Auth = Login | { readonly identityToken: string };
+/** Fields of CRI's AuthConfig. */
+export type Auth = Partial<Login> & {
+  readonly identityToken?: string;
+  readonly auth?: string;
+  readonly serverAddress?: string;
+};
 
 /** An answer, or the code and message that a caller sees. */
 export type Reply<Value> = { readonly value: Value } | { readonly code: number; readonly message: string };

@@ -202,6 +202,28 @@ test("what a dead instance left is taken over: ranges to go on with, adoptions t
   expect((await take(own, "vain")).spool.missing()).toEqual([]);
 });
 
+test("a whole blob that lies elsewhere is gone on with, and left as it is", async () => {
+  const spools = await open();
+  const theirs = join(root, "theirs");
+  await writeFile(theirs, Buffer.alloc(100, "t"));
+  await spools.borrow(blob("theirs"), theirs);
+  await spools.borrow(blob("of another size", 99), theirs);
+  await spools.borrow(blob("not there"), join(root, "nowhere"));
+  expect(["theirs", "of another size", "not there"].map((name) => spools.isParked(sha256(name)))).toEqual([
+    true,
+    false,
+    false,
+  ]);
+  expect(await files()).toHaveLength(3);
+  const held = await take(spools, "theirs");
+  expect(held.isResumed).toBe(true);
+  expect(held.spool.missing()).toEqual([]);
+  expect(await readFile(held.spool.view.path, "utf8")).toBe("t".repeat(100));
+  await held.discard();
+  expect(await files()).toEqual(["theirs"]);
+  expect(await readFile(theirs, "utf8")).toBe("t".repeat(100));
+});
+
 test("ranges that the file cannot have, and those of another boot, are not believed", async () => {
   const dead = await open("dead");
   await park(dead, "short", 30);

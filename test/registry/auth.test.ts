@@ -74,7 +74,27 @@ test("credentials in containerd's order of preference, and for the right host on
   expect(secretFor({ ...pair, serverAddress: "https://other.example" }, "h")).toEqual({ kind: "none" });
   expect(secretFor({ ...pair, serverAddress: "h" }, "h")).toEqual({ kind: "none" });
   expect(secretFor({ ...pair, serverAddress: "https://h" }, "h")).toMatchObject({ kind: "password" });
+  expect(secretFor({ ...pair, serverAddress: "https://other@h/v1/" }, "h")).toMatchObject({
+    kind: "password",
+  });
+  expect(secretFor({ ...pair, serverAddress: "https://h:443" }, "h")).toEqual({ kind: "none" });
+  expect(secretFor({ ...pair, serverAddress: "https://h.other.example" }, "h")).toEqual({ kind: "none" });
   expect(secretFor({ username: "u" }, "h")).toEqual({ kind: "none" });
+});
+
+test.each([
+  ["dTpw", { kind: "password", username: "u", password: "p" }],
+  ["dTpw\n", { kind: "password", username: "u", password: "p" }],
+  ["dTpwOnE=", { kind: "password", username: "u", password: "p:q" }],
+  ["dTpwAAA=", { kind: "password", username: "u", password: "p" }],
+  // Without its padding, in the alphabet of URLs, with a space, no pair, nothing at all.
+  ["dTpwOnE", { kind: "unreadable" }],
+  ["dTo_", { kind: "unreadable" }],
+  ["dTp w", { kind: "unreadable" }],
+  ["dXA=", { kind: "unreadable" }],
+  ["", { kind: "unreadable" }],
+])("auth %j is read as Go reads it", (auth, secret) => {
+  expect(secretFor({ auth }, "h")).toEqual(secret);
 });
 
 test("a token is asked for by POST, and by GET where that is refused", async () => {
