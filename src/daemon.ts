@@ -20,6 +20,7 @@ import { parseReference } from "./oci/reference.ts";
 import type { PullImageRequest } from "./proto/gen/cri_pb.js";
 import { createPuller, type Pulled, type Puller } from "./pull/pull.ts";
 import { SiteKeeper, type SiteState } from "./pull/site.ts";
+import { Bandwidth } from "./registry/bandwidth.ts";
 import { createRegistry } from "./registry/client.ts";
 import type { ProxySettings } from "./registry/proxy.ts";
 import type { Credentials, Registry } from "./registry/registry.ts";
@@ -67,6 +68,7 @@ class NodeDaemon implements Daemon {
   readonly #engine: LayerEngine | undefined;
   /** Why no pull is accelerated for as long as this process runs. */
   readonly #hindrance: Delegation | undefined;
+  readonly #bandwidth: Bandwidth | undefined;
   #site: SiteKeeper | undefined;
   #works: Works | undefined;
   #pulls = 0;
@@ -74,6 +76,8 @@ class NodeDaemon implements Daemon {
   constructor(options: DaemonOptions) {
     this.#options = options;
     const { config, problems } = options;
+    const { bandwidth_limit: bytesPerSecond } = config.download;
+    this.#bandwidth = bytesPerSecond === "off" ? undefined : new Bandwidth(bytesPerSecond);
     const { snapshotter } = config.containerd;
     this.#containerd = createContainerd({
       address: config.containerd.address,
@@ -208,6 +212,7 @@ class NodeDaemon implements Daemon {
       connectTimeoutMs: download.connect_timeout,
       progressTimeoutMs: download.progress_timeout,
       retries: download.retries,
+      bandwidth: this.#bandwidth,
       fallbackAfterMs: fallback.after,
       breaker: { failures: fallback.breaker_failures, resetMs: fallback.breaker_reset },
       proxy,

@@ -130,6 +130,11 @@ export const schema = {
       "8MiB",
       "Bytes that one ranged request asks for; smaller blobs are fetched in one piece.",
     ),
+    bandwidth_limit: setting(
+      or("off", size("1MiB", "1TiB")),
+      "off",
+      'Bytes a second that all blobs together may take on this node, such as "100MiB".',
+    ),
     progress_timeout: setting(
       duration("1s", "1h"),
       "30s",

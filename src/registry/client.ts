@@ -3,6 +3,7 @@
 
 import type { Reference } from "../oci/reference.ts";
 import { TokenCache } from "./auth.ts";
+import type { Bandwidth } from "./bandwidth.ts";
 import { Connections } from "./connections.ts";
 import { Health } from "./health.ts";
 import { hostsOf } from "./hosts.ts";
@@ -32,6 +33,8 @@ export interface RegistryOptions {
   /** In which words refusals are given. */
   readonly wording: Wording;
   readonly proxy: ProxySettings;
+  /** What all blobs together may take, shared with whatever other client there is; absent: all that there is. */
+  readonly bandwidth?: Bandwidth | undefined;
   /** Absent: the clock and true randomness. */
   readonly timing?: Timing;
 }

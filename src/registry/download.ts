@@ -9,6 +9,7 @@
 import { PullError, throwIfAborted } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Spool } from "../spool.ts";
+import type { Bandwidth } from "./bandwidth.ts";
 import { discard } from "./body.ts";
 import { backOff, StatusError, type Timing } from "./patience.ts";
 import { checkContentRange, type Range, type Remaining } from "./ranges.ts";
@@ -32,6 +33,7 @@ export interface DownloadOptions {
   /** Another host can be asked, so that this one is not waited for: only what broke off is gone on with here. */
   readonly hasOther: boolean;
   readonly timing: Timing;
+  readonly bandwidth: Bandwidth | undefined;
   readonly received: (bytes: number) => void;
   readonly retried: (error: PullError) => void;
 }
@@ -168,12 +170,13 @@ export class Download {
     more: Remaining | undefined,
     signal: AbortSignal,
   ): Promise<void> {
-    const { spool, received, requester } = this.#options;
+    const { spool, received, requester, bandwidth } = this.#options;
     const writer = new BodyWriter(spool, range, more);
     try {
       for await (const part of requester.parts(response, signal)) {
         received(part.length);
         if (!(await writer.push(part))) break;
+        await bandwidth?.pay(part.length, signal);
       }
     } finally {
       // What arrived before a break is good: it need not be asked for again.

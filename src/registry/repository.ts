@@ -7,6 +7,7 @@ import { type Digest, parseDigest, sha256 } from "../oci/digest.ts";
 import { isIndex, isManifest, mediaTypes } from "../oci/media.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Spool } from "../spool.ts";
+import type { Bandwidth } from "./bandwidth.ts";
 import { discard } from "./body.ts";
 import { Download } from "./download.ts";
 import type { Health } from "./health.ts";
@@ -33,6 +34,7 @@ export interface RepositoryOptions {
   readonly streams: number;
   readonly hostStreams: ReadonlyMap<string, number>;
   readonly retries: number;
+  readonly bandwidth?: Bandwidth | undefined;
   readonly fallbackAfterMs: number;
   readonly events: { bytes(count: number): void; retry(reason: string): void };
 }
@@ -107,7 +109,7 @@ export class HttpRepository implements Repository {
     permits: RequestPermits,
     signal: AbortSignal,
   ): Promise<void> {
-    const { chunkBytes, hostStreams, streams, retries, events, timing, reference } = this.#options;
+    const { chunkBytes, hostStreams, streams, retries, events, timing, reference, bandwidth } = this.#options;
     const { repository } = reference;
     const remaining = new Remaining(spool.missing());
     if (remaining.sizeBytes > 0) {
@@ -129,6 +131,7 @@ export class HttpRepository implements Repository {
           retries,
           hasOther,
           timing,
+          bandwidth,
           received: (count) => events.bytes(count),
           retried: (error) => events.retry(error.code),
         });

@@ -14,7 +14,9 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { PullError } from "../../src/errors.ts";
 import { parseDigest } from "../../src/oci/digest.ts";
 import { parseReference } from "../../src/oci/reference.ts";
+import { Bandwidth } from "../../src/registry/bandwidth.ts";
 import type { RegistryOptions } from "../../src/registry/client.ts";
+import { realTiming } from "../../src/registry/patience.ts";
 import { Spool } from "../../src/spool.ts";
 import { ForwardProxy } from "../fakes/forward.ts";
 import { type Behaviour, FakeRegistry, gate, sha256 } from "../fakes/registry.ts";
@@ -42,6 +44,19 @@ afterEach(() => {
 afterAll(async () => {
   await fake[Symbol.asyncDispose]();
   rmSync(folder, { recursive: true });
+});
+
+test("each byte that comes in is paid for, whatever the lanes", async () => {
+  let paid = 0;
+  const wait = async (): Promise<void> => {};
+  const bandwidth = new (class extends Bandwidth {
+    override async pay(length: number, signal: AbortSignal): Promise<void> {
+      paid += length;
+      await super.pay(length, signal);
+    }
+  })(1_000_000, { ...realTiming, wait });
+  expect(await download({ bandwidth })).toEqual(bytes);
+  expect(paid).toBe(bytes.length);
 });
 
 let count = 0;
