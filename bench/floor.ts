@@ -1,6 +1,6 @@
 // The floor: the least that any puller must do for an image's layers on this machine, as a yardstick.
 //
-// For each gzip layer: read the file, sha256 of what was read, inflate (ISA-L), sha256 of what comes out, write that to
+// For each layer: read the file, sha256 of what was read, inflate (ISA-L or libzstd), sha256 of what comes out, write that to
 // one file on tmpfs. Layers run side by side in as many processes as there are cores, each in one from end to end, the
 // largest first. There is no network, no containerd and no tree of files.
 
@@ -23,6 +23,7 @@ import { fileURLToPath } from "node:url";
 import { loadNative } from "../src/native.ts";
 import { scratch } from "../test/harness/containerd.ts";
 import type { BuiltImage } from "./images.ts";
+import type { Packing } from "./recipes.ts";
 
 export interface Floor {
   readonly seconds: number;
@@ -30,6 +31,7 @@ export interface Floor {
 }
 
 interface Task {
+  readonly packing: Packing;
   readonly from: string;
   readonly to: string;
 }
@@ -40,11 +42,11 @@ const outputBytes = 1024 * 1024;
 const role = "floor-child";
 
 /** Does it once, in processes that are up before the clock starts. Throws unless all that was packed came out. */
-export async function measureFloor({ files, unpackedBytes }: BuiltImage): Promise<Floor> {
+export async function measureFloor({ files, packing, unpackedBytes }: BuiltImage): Promise<Floor> {
   const folder = mkdtempSync(join(scratch(), "floor-"));
   const tasks = files
     .toSorted((a, b) => statSync(b).size - statSync(a).size)
-    .map((from, index): Task => ({ from, to: join(folder, String(index)) }));
+    .map((from, index): Task => ({ packing, from, to: join(folder, String(index)) }));
   const count = Math.min(availableParallelism(), tasks.length);
   const children = Array.from({ length: count }, () => fork(fileURLToPath(import.meta.url), [role]));
   try {
@@ -92,30 +94,49 @@ async function end(child: ChildProcess): Promise<void> {
   await exited;
 }
 
-function unpack({ from, to }: Task): void {
-  const native = loadNative();
-  if (native.kind === "missing") throw new Error(native.reason);
-  const { binding } = native;
-  const inflater = binding.createGzip();
+function unpack({ packing, from, to }: Task): void {
   const [packed, unpacked] = [createHash("sha256"), createHash("sha256")];
-  const [input, output] = [Buffer.allocUnsafe(inputBytes), Buffer.allocUnsafe(outputBytes)];
+  const input = Buffer.allocUnsafe(inputBytes);
   const [source, target] = [openSync(from, "r"), openSync(to, "wx")];
-  const results = new Float64Array(2);
+  const write = (bytes: Buffer): void => {
+    unpacked.update(bytes);
+    if (bytes.length > 0) writeSync(target, bytes);
+  };
+  const inflate = packing === "none" ? write : inflateWith(packing, from, write);
   for (let read = readSync(source, input); read > 0; read = readSync(source, input)) {
-    packed.update(input.subarray(0, read));
-    for (let [used, filled] = [0, 0]; used < read || filled === outputBytes; used += results[0] ?? 0) {
-      const state = binding.inflate(inflater, input, used, read, output, 0, outputBytes, results);
-      if (state < 0) throw new Error(`${from} is no gzip`);
-      filled = results[1] ?? 0;
-      unpacked.update(output.subarray(0, filled));
-      if (filled > 0) writeSync(target, output, 0, filled);
-    }
+    const bytes = input.subarray(0, read);
+    packed.update(bytes);
+    inflate(bytes);
   }
   packed.digest();
   unpacked.digest();
-  binding.release(inflater);
   closeSync(source);
   closeSync(target);
+}
+
+function inflateWith(
+  packing: "gzip" | "zstd",
+  from: string,
+  write: (bytes: Buffer) => void,
+): (bytes: Buffer) => void {
+  const native = loadNative();
+  if (native.kind === "missing") throw new Error(native.reason);
+  const { binding } = native;
+  const inflater = packing === "gzip" ? binding.createGzip() : binding.createZstd();
+  const output = Buffer.allocUnsafe(outputBytes);
+  const results = new Float64Array(2);
+  return (bytes) => {
+    for (
+      let [used, filled] = [0, 0];
+      used < bytes.length || filled === outputBytes;
+      used += results[0] ?? 0
+    ) {
+      const state = binding.inflate(inflater, bytes, used, bytes.length, output, 0, outputBytes, results);
+      if (state < 0) throw new Error(`${from} is no ${packing}`);
+      filled = results[1] ?? 0;
+      write(output.subarray(0, filled));
+    }
+  };
 }
 
 if (process.argv[2] === role) {

@@ -1,117 +1,47 @@
 // Realistic images, made on the spot from Debian packages: nothing is downloaded from a container registry.
 //
-// A layer is a set of packages, unpacked and packed again with GNU tar and pigz, as image builders do. Layers are kept
+// A layer is a set of packages, unpacked and packed again with GNU tar and pigz or zstd, as image builders do. Layers are kept
 // in a cache folder, so that only the first run on a machine makes them.
 
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
-import { gunzipSync } from "node:zlib";
-import { type PushedImage, pushImage, type TestLayer } from "../test/harness/images.ts";
+import { layerTypes, type PushedImage, pushImage } from "../test/harness/images.ts";
 import type { PrivateRegistry } from "../test/harness/registry.ts";
-
-export interface Recipe {
-  readonly name: string;
-  /** What it is like, for the table's reader. */
-  readonly title: string;
-  /** Debian packages, layer by layer, bottom up. */
-  readonly layers: readonly (readonly string[])[];
-  readonly config?: Readonly<Record<string, unknown>>;
-}
+import type { Packing, Recipe } from "./recipes.ts";
 
 const cache = "/var/tmp/hawser-images";
 
-const base = [
-  "base-files",
-  "bash",
-  "coreutils",
-  "dpkg",
-  "apt",
-  "libapt-pkg6.0",
-  "perl-base",
-  "libc6",
-  "libc-bin",
-  "util-linux",
-  "tar",
-  "grep",
-  "sed",
-  "gzip",
-  "findutils",
-  "login",
-  "passwd",
-  "libstdc++6",
-  "libssl3",
-  "libsystemd0",
-  "libtinfo6",
-  "libselinux1",
-  "libpcre2-8-0",
-  "zlib1g",
-  "debianutils",
-  "tzdata",
-  "ca-certificates",
-  "openssl",
-  "libicu72",
-  "libdb5.3",
-];
-
-/** A Go toolchain on top of compilers and version control, as the images that Go programs are built in. */
-export const goLike: Recipe = {
-  name: "go",
-  title: "Go-like, four layers",
-  layers: [
-    base,
-    [
-      "git",
-      "git-man",
-      "mercurial-common",
-      "subversion",
-      "libsvn1",
-      "perl-modules-5.36",
-      "libperl5.36",
-      "curl",
-      "libcurl4",
-      "openssh-client",
-      "procps",
-    ],
-    [
-      "gcc-12",
-      "g++-12",
-      "cpp-12",
-      "libgcc-12-dev",
-      "libstdc++-12-dev",
-      "binutils-x86-64-linux-gnu",
-      "libbinutils",
-      "libc6-dev",
-      "linux-libc-dev",
-      "libasan8",
-      "libtsan2",
-      "make",
-      "gfortran-12",
-      "libgfortran-12-dev",
-    ],
-    ["golang-1.19-go", "golang-1.19-src"],
-  ],
-};
-
-/** Small enough for a first look, and able to run. */
-export const tools: Recipe = {
-  name: "tools",
-  title: "shell tools, three layers",
-  layers: [
-    base,
-    ["git", "git-man", "perl-modules-5.36", "libperl5.36", "curl", "libcurl4"],
-    ["gcc-12", "cpp-12", "libgcc-12-dev", "binutils-x86-64-linux-gnu", "libbinutils", "libc6-dev"],
-  ],
-  config: { config: { Env: ["PATH=/usr/bin:/bin"] } },
-};
-
 export interface BuiltImage extends PushedImage {
-  /** The gzip layers, bottom up. */
+  /** The layers as they were pushed, bottom up. */
   readonly files: readonly string[];
+  readonly packing: Packing;
   readonly compressedBytes: number;
   readonly unpackedBytes: number;
 }
+
+/** A layer in the cache. */
+interface BuiltLayer {
+  readonly file: string;
+  readonly diffID: string;
+  readonly tarBytes: number;
+}
+
+const packings = {
+  gzip: { extension: "tar.gz", command: "pigz -c", mediaType: layerTypes.ociGzip },
+  zstd: { extension: "tar.zst", command: "zstd -q -c -T0", mediaType: layerTypes.ociZstd },
+  none: { extension: "tar", command: "cat", mediaType: layerTypes.ociPlain },
+} as const;
 
 export function sizes({ compressedBytes, unpackedBytes }: BuiltImage): string {
   const mib = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
@@ -125,54 +55,54 @@ export async function pushRecipe(
   say: (text: string) => void,
   signal: AbortSignal,
 ): Promise<BuiltImage> {
-  const files: string[] = [];
-  const layers: TestLayer[] = [];
-  let unpackedBytes = 0;
-  for (const [index, packages] of recipe.layers.entries()) {
+  const packing = recipe.packing ?? "gzip";
+  const { mediaType } = packings[packing];
+  const built: BuiltLayer[] = [];
+  for (const packages of recipe.layers) {
     // A layer is made in one go; a signal that came meanwhile is seen after it.
     await new Promise(setImmediate);
     signal.throwIfAborted();
-    const file = layerFile(recipe.name, index, packages, say);
-    files.push(file);
-    const bytes = readFileSync(file);
-    const tar = gunzipSync(bytes, { maxOutputLength: 2 ** 32 });
-    unpackedBytes += tar.length;
-    layers.push({ bytes, diffID: `sha256:${createHash("sha256").update(tar).digest("hex")}` });
+    built.push(buildLayer(packages, packing, say));
   }
+  const layers = built.map(({ file, diffID }) => ({ bytes: readFileSync(file), diffID, mediaType }));
   const image = await pushImage(registry, `bench/${recipe.name}:v1`, layers, {
     ...(recipe.config && { config: recipe.config }),
   });
-  const compressedBytes = image.layers.reduce((sum, layer) => sum + layer.size, 0);
-  return { ...image, files, compressedBytes, unpackedBytes };
+  return {
+    ...image,
+    files: built.map(({ file }) => file),
+    packing,
+    compressedBytes: image.layers.reduce((sum, layer) => sum + layer.size, 0),
+    unpackedBytes: built.reduce((sum, layer) => sum + layer.tarBytes, 0),
+  };
 }
 
-function layerFile(
-  image: string,
-  index: number,
-  packages: readonly string[],
-  say: (text: string) => void,
-): string {
+/** What is in the cache has a file beside it that says what it unfolds to. */
+function buildLayer(packages: readonly string[], packing: Packing, say: (text: string) => void): BuiltLayer {
+  const { extension, command } = packings[packing];
   const key = createHash("sha256").update(JSON.stringify(packages)).digest("hex").slice(0, 12);
-  const file = join(cache, `${image}-${index}-${key}.tar.gz`);
-  if (existsSync(file)) return file;
-  mkdirSync(cache, { recursive: true });
-  const work = mkdtempSync(join(cache, "work-"));
-  try {
-    say(`making layer ${index + 1} of ${packages.length} Debian packages`);
-    download(packages, work);
-    execFileSync("sh", ["-c", 'mkdir root && for deb in *.deb; do dpkg-deb -x "$deb" root; done'], {
-      cwd: work,
-      stdio: "pipe",
-    });
-    execFileSync("sh", ["-c", "tar -C root --sort=name --numeric-owner -c . | pigz > layer.tar.gz"], {
-      cwd: work,
-      stdio: "pipe",
-    });
-    renameSync(join(work, "layer.tar.gz"), file);
-    return file;
-  } finally {
-    rmSync(work, { recursive: true, force: true });
+  const file = join(cache, `${key}.${extension}`);
+  if (!existsSync(`${file}.json`)) {
+    mkdirSync(cache, { recursive: true });
+    const work = mkdtempSync(join(cache, "work-"));
+    try {
+      say(`making a layer of ${packages.length} Debian packages`);
+      download(packages, work);
+      const script = `mkdir root && for deb in *.deb; do dpkg-deb -x "$deb" root; done
+        tar -C root --sort=name --numeric-owner -cf layer.tar .
+        sha256sum < layer.tar > sum
+        ${command} layer.tar > packed`;
+      execFileSync("sh", ["-ec", script], { cwd: work, stdio: "pipe" });
+      const [sum = ""] = readFileSync(join(work, "sum"), "utf8").split(" ");
+      const { size } = statSync(join(work, "layer.tar"));
+      renameSync(join(work, "packed"), file);
+      writeFileSync(`${file}.json`, JSON.stringify({ diffID: `sha256:${sum}`, tarBytes: size }));
+    } finally {
+      rmSync(work, { recursive: true, force: true });
+    }
   }
+  const said = JSON.parse(readFileSync(`${file}.json`, "utf8")) as Omit<BuiltLayer, "file">;
+  return { file, ...said };
 }
 
 /** Fetches packages into a folder; on a machine whose package lists are missing or old, after an update. */

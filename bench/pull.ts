@@ -4,13 +4,18 @@
 import { parseArgs } from "node:util";
 import { PrivateRegistry } from "../test/harness/registry.ts";
 import { type Floor, measureFloor } from "./floor.ts";
-import { type BuiltImage, goLike, pushRecipe, sizes } from "./images.ts";
+import { type BuiltImage, pushRecipe, sizes } from "./images.ts";
 import { interruptible } from "./interrupt.ts";
 import { machine, median, programs, spread, table } from "./measure.ts";
+import { type Recipe, recipes } from "./recipes.ts";
 import { pullByContainerd, pullByHawser, type Run, touchMemory } from "./sides.ts";
 
-const usage = `Usage: npm run bench [-- --runs N] [--config TOML]
+const usage = `Usage: npm run bench [-- --image NAME] [--runs N] [--config TOML]
 
+  --image NAME    ${Object.entries(recipes)
+    .map(([name, { title }]) => `${name} (${title})`)
+    .join(",\n                  ")}
+                  (default go)
   --runs N        pairs of pulls, after one that is not counted (default 5)
   --config TOML   settings for Hawser, such as '[download]
 chunk_size = "4MiB"'
@@ -25,13 +30,15 @@ interface Round {
 
 const { values } = parseArgs({
   options: {
+    image: { type: "string", default: "go" },
     runs: { type: "string", default: "5" },
     config: { type: "string", default: "" },
     help: { type: "boolean" },
   },
 });
 const runs = Number(values.runs);
-if (values.help || !Number.isInteger(runs) || runs < 1) {
+const recipe = recipes[values.image];
+if (values.help || recipe === undefined || !Number.isInteger(runs) || runs < 1) {
   console.log(usage);
   process.exit(values.help ? 0 : 2);
 }
@@ -40,7 +47,7 @@ const say = (text: string): void => console.error(text);
 await interruptible(async (signal) => {
   const versions = programs();
   await using registry = await PrivateRegistry.start();
-  const image = await pushRecipe(registry, goLike, say, signal);
+  const image = await pushRecipe(registry, recipe, say, signal);
   const rounds: Round[] = [];
   for (let index = 0; index <= runs; index++) {
     const round = await measure(registry, image, index, signal);
@@ -51,7 +58,7 @@ await interruptible(async (signal) => {
     );
     if (index > 0) rounds.push(round);
   }
-  report(image, versions, rounds);
+  report(recipe, image, versions, rounds);
 });
 
 /** Who goes first alternates, so that neither side always finds the machine as the other left it. */
@@ -71,7 +78,7 @@ async function measure(
   return { floor, theirs: await pullByContainerd(registry, image, signal), ours };
 }
 
-function report(image: BuiltImage, versions: string, rounds: readonly Round[]): void {
+function report({ title }: Recipe, image: BuiltImage, versions: string, rounds: readonly Round[]): void {
   const args = process.argv.slice(2).map((arg) => (/\s/.test(arg) ? JSON.stringify(arg) : arg));
   const command = ["npm run bench", ...(args.length > 0 ? ["--"] : []), ...args].join(" ");
   const theirs = rounds.map((round) => round.theirs);
@@ -84,7 +91,7 @@ function report(image: BuiltImage, versions: string, rounds: readonly Round[]): 
   ];
   const ratios = rounds.map((round) => round.theirs.seconds / round.ours.seconds);
   console.log(`
-${goLike.title}: ${sizes(image)}
+${title}: ${sizes(image)}
 ${machine()}
 ${versions}
 ${command}: ${rounds.length} pairs, taking turns to go first, fresh roots on tmpfs, medians

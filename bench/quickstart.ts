@@ -5,8 +5,9 @@ import { PrivateContainerd } from "../test/harness/containerd.ts";
 import { PrivateHawser } from "../test/harness/hawser.ts";
 import { pushPause } from "../test/harness/images.ts";
 import { PrivateRegistry } from "../test/harness/registry.ts";
-import { pushRecipe, sizes, tools } from "./images.ts";
+import { pushRecipe, sizes } from "./images.ts";
 import { interruptible } from "./interrupt.ts";
+import { tools } from "./recipes.ts";
 import { mustBeAccelerated, pull, pullByContainerd, touchMemory } from "./sides.ts";
 
 const say = (text: string): void => console.log(text);
