@@ -3,8 +3,8 @@
 import { X509Certificate } from "node:crypto";
 import { join } from "node:path";
 import { PullError } from "../errors.ts";
+import { plain } from "../registry/failure.ts";
 import { type Host, HostsFileError, isLoopback, readFolder } from "../registry/hosts.ts";
-import { plain } from "../registry/request.ts";
 import type { Context, Finding } from "./doctor.ts";
 import { codeOf, reasonOf } from "./tree.ts";
 

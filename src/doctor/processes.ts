@@ -27,10 +27,21 @@ export class Processes {
     this.#tree = tree;
   }
 
-  /** Processes of a program, the latest last. */
+  /** Processes of a program, the latest last; not those of containers, which may be whole nodes. */
   async named(names: readonly string[]): Promise<Process[]> {
     const all = await Promise.all((await this.#all()).map(async (pid) => await this.#describe(pid)));
-    return all.filter((one): one is Process => one !== undefined && names.includes(one.name));
+    const found = all.filter((one): one is Process => one !== undefined && names.includes(one.name));
+    const own = this.#namespaceOf(1);
+    return found.filter(({ pid }) => own === undefined || this.#namespaceOf(pid) === own);
+  }
+
+  /** Of process ids; undefined where it may not be seen. */
+  #namespaceOf(pid: number): string | undefined {
+    try {
+      return readlinkSync(this.#tree.at(`/proc/${pid}/ns/pid`));
+    } catch {
+      return undefined;
+    }
   }
 
   /** Whoever has the listening socket of this path, systemd included; none when nobody has, or when it may not be seen. */

@@ -8,12 +8,13 @@ import { hostPlatform, parseIndex, parseManifest, selectPlatform } from "../oci/
 import { isIndex } from "../oci/media.ts";
 import { parseChallenges, TokenCache } from "../registry/auth.ts";
 import { Connections } from "../registry/connections.ts";
+import { plain, transportError } from "../registry/failure.ts";
 import { Health } from "../registry/health.ts";
 import { type Host, hostsOf } from "../registry/hosts.ts";
 import { realTiming } from "../registry/patience.ts";
 import { ProxyRules, type ProxySettings, proxySettings } from "../registry/proxy.ts";
 import { HttpRepository } from "../registry/repository.ts";
-import { plain, Requester, transportError } from "../registry/request.ts";
+import { Requester } from "../registry/request.ts";
 import { wordingOf } from "../registry/wording.ts";
 import { certsFolders } from "./certs.ts";
 import { compareClocks } from "./clock.ts";

@@ -1,15 +1,25 @@
 // One installation, upgrade or removal at a time on a node.
 
-import { open, readFile, rm } from "node:fs/promises";
+import { link, readFile, rm, writeFile } from "node:fs/promises";
 import { PullError } from "../errors.ts";
 import { places } from "./places.ts";
 
 /** Throws `exists` while another process has it; what a dead one left does not count. */
 export async function takeLock(): Promise<AsyncDisposable> {
+  // Never seen without what is in it.
+  const own = `${places.lock}.${process.pid}`;
+  await writeFile(own, `${process.pid}`, { mode: 0o600 });
+  try {
+    return await take(own);
+  } finally {
+    await rm(own, { force: true });
+  }
+}
+
+async function take(own: string): Promise<AsyncDisposable> {
   for (;;) {
     try {
-      await using file = await open(places.lock, "wx", 0o600);
-      await file.writeFile(`${process.pid}`);
+      await link(own, places.lock);
       return { [Symbol.asyncDispose]: async () => await rm(places.lock, { force: true }) };
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
@@ -21,9 +31,8 @@ export async function takeLock(): Promise<AsyncDisposable> {
   }
 }
 
-/** A lock that nothing is written in is being taken. */
 async function isHawser(pid: string): Promise<boolean> {
-  if (pid === "") return true;
+  if (!/^\d+$/.test(pid)) return false;
   const command = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
   return command.split("\0").some((word) => word.endsWith("main.js"));
 }

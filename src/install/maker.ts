@@ -2,8 +2,10 @@
 //
 // What is there already and is not in the record was made by somebody else: it is neither replaced nor removed.
 
+import { execFile } from "node:child_process";
 import { cp, lstat, mkdir, rename, rm, rmdir, symlink } from "node:fs/promises";
 import { dirname } from "node:path";
+import { promisify } from "node:util";
 import { PullError } from "../errors.ts";
 import { type Made, type Record, writeWhole } from "./record.ts";
 
@@ -43,7 +45,10 @@ export class Maker {
     const beside = `${path}.new`;
     await rm(beside, { recursive: true, force: true });
     await cp(from, beside, { recursive: true, verbatimSymlinks: true, preserveTimestamps: true });
+    // What kubelet is turned to must be there after a power failure too.
+    await syncFileSystem(beside);
     await rename(beside, path);
+    await syncFileSystem(path);
   }
 
   /** Takes away what is in the record and for which `isToGo`, the last made first. */
@@ -81,6 +86,8 @@ export class Maker {
 }
 
 async function remove({ kind, path }: Made): Promise<void> {
+  // Written down, and never made: on a read-only file system even that could not be removed.
+  if (!(await isThere(path)) && !(await isThere(`${path}.new`))) return;
   if (kind === "folder") {
     await rmdir(path).catch((error: NodeJS.ErrnoException) => {
       // Somebody has put something of their own there.
@@ -89,6 +96,11 @@ async function remove({ kind, path }: Made): Promise<void> {
     return;
   }
   for (const one of [path, `${path}.new`]) await rm(one, { recursive: kind === "tree", force: true });
+}
+
+/** syncfs(2) by coreutils, since the addon is of the release that is being laid down. */
+async function syncFileSystem(path: string): Promise<void> {
+  await promisify(execFile)("sync", ["--file-system", path]);
 }
 
 async function isThere(path: string): Promise<boolean> {

@@ -69,10 +69,16 @@ const configHead = "# Hawser's configuration. Every key is optional: hawser conf
 /** `given`, or settings for a node that has none yet, with what cannot be found out each time unless it is in there. */
 export function configFor({ address, content }: Found, given: string = `${configHead}\n`): string {
   const [usual = ""] = usualSockets;
-  if (address === usual || "containerd" in parse(given)) return given;
-  const lines = [given.trimEnd(), "", "[containerd]", `address = ${JSON.stringify(address)}`];
+  const { containerd } = parse(given) as { readonly containerd?: Readonly<Record<string, unknown>> };
+  if (address === usual || containerd?.["address"] !== undefined) return given;
+  const lines = [`address = ${JSON.stringify(address)}`];
   // k3s and RKE2 keep it beside the root.
   const file = join(dirname(dirname(content)), "etc/containerd/config.toml");
-  if (existsSync(file)) lines.push(`config_file = ${JSON.stringify(file)}`);
-  return `${lines.join("\n")}\n`;
+  if (existsSync(file) && containerd?.["config_file"] === undefined)
+    lines.push(`config_file = ${JSON.stringify(file)}`);
+  const head = /^\s*\[\s*containerd\s*\].*$/m;
+  if (head.test(given)) return given.replace(head, (line) => [line, ...lines].join("\n"));
+  if (containerd !== undefined)
+    throw new PullError("invalid", `the configuration needs containerd.address for this node: ${address}`);
+  return `${[given.trimEnd(), "", "[containerd]", ...lines].join("\n")}\n`;
 }

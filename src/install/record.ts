@@ -3,7 +3,7 @@
 // Whatever ends an installation halfway, the record says what to take away again. It is written to a file beside it and
 // renamed, both synced, so that after a power failure there is the one or the other.
 
-import { mkdir, open, readFile, rename } from "node:fs/promises";
+import { mkdir, open, readFile, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { PullError } from "../errors.ts";
 import type { Plain } from "../yaml.ts";
@@ -88,12 +88,16 @@ export class Record {
 /** Replaces a file in one step: whoever reads it finds the old one or the new one. */
 export async function writeWhole(path: string, text: string, mode: number): Promise<void> {
   const beside = `${path}.new`;
-  {
+  try {
     await using file = await open(beside, "w", mode);
     // The umask has had its say.
     await file.chmod(mode);
     await file.writeFile(text);
     await file.sync();
+  } catch (error) {
+    await rm(beside, { force: true }).catch(() => {});
+    const { code, message } = PullError.from(error);
+    throw new PullError(code, `cannot write ${path}: ${message}`, { cause: error });
   }
   await rename(beside, path);
   await using folder = await open(dirname(path));

@@ -4,6 +4,7 @@
 // does not fail the layer, and a directory that follows its own whiteout is opaque (reference 4.3).
 
 import { constants } from "node:os";
+import { PullError } from "../errors.ts";
 import type { Binding } from "../native.ts";
 import type { Times } from "./directories.ts";
 import type { Entry, EntrySink } from "./entry.ts";
@@ -32,12 +33,15 @@ export class Applier implements EntrySink, Disposable {
   readonly #native: Binding;
   readonly #tree: Tree;
   readonly #isBase: boolean;
+  readonly #isCancelled: () => boolean;
   #file: OpenFile | undefined;
 
-  constructor(native: Binding, tree: Tree, isBase: boolean) {
+  /** `isCancelled` is asked at each entry, of which a few compressed bytes may hold a great many. */
+  constructor(native: Binding, tree: Tree, isBase: boolean, isCancelled: () => boolean) {
     this.#native = native;
     this.#tree = tree;
     this.#isBase = isBase;
+    this.#isCancelled = isCancelled;
   }
 
   [Symbol.dispose](): void {
@@ -91,9 +95,14 @@ export class Applier implements EntrySink, Disposable {
   /** After the last entry, when nothing more is put into them: directories get the times that the archive gives them. */
   complete(): void {
     this.#tree.directories.forEachNamed((path, times) => {
-      this.#tree.trim();
+      this.#next();
       this.#setTimes(times, this.#placeOf(path));
     });
+  }
+
+  #next(): void {
+    if (this.#isCancelled()) throw new PullError("cancelled", "cancelled");
+    this.#tree.trim();
   }
 
   #placeOf(path: string): Place {
@@ -104,7 +113,7 @@ export class Applier implements EntrySink, Disposable {
 
   /** Where an entry goes, or undefined for the root itself, whose attributes are not the archive's to set. */
   #place(entry: Entry): Place | undefined {
-    this.#tree.trim();
+    this.#next();
     const { parent, name } = split(entry.name);
     if (name === "") return undefined;
     if (isUnset(entry.uid) || isUnset(entry.gid)) throw unsupported("no owner for", entry.name);

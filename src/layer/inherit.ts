@@ -6,7 +6,7 @@
 import { constants } from "node:os";
 import { posix } from "node:path";
 import { setImmediate as turn } from "node:timers/promises";
-import { PullError } from "../errors.ts";
+import { PullError, throwIfAborted } from "../errors.ts";
 import type { Binding } from "../native.ts";
 import { type ImplicitDirectory, implicitOnes } from "./directories.ts";
 import { unsupported } from "./header.ts";
@@ -17,7 +17,8 @@ const { ENODATA, ENOENT, ENOTSUP } = constants.errno;
 const setgid = 0o2000;
 const defaultAcl = "system.posix_acl_default";
 const settingOwner = "setting a directory's owner";
-const sliceLength = 64;
+/** How long the main thread may be kept from everything else; with many layers below a directory takes its time. */
+const sliceMs = 1;
 /** The kernel's XATTR_SIZE_MAX. */
 const valueBytesMax = 64 * 1024;
 
@@ -26,6 +27,7 @@ export async function inheritNative(
   upper: string,
   lowers: readonly string[],
   directories: ImplicitDirectories,
+  signal: AbortSignal,
 ): Promise<void> {
   if (lowers.length === 0 || directories.depths.length === 0) return;
   const opened: number[] = [];
@@ -39,11 +41,13 @@ export async function inheritNative(
     const root = open(upper);
     const roots = lowers.map(open);
     const inheritance = new Inheritance(native, root, roots);
-    let count = 0;
+    let began = performance.now();
     for (const directory of implicitOnes(directories)) {
-      count += 1;
-      if (count % sliceLength === 0) await turn();
       inheritance.apply(directory);
+      if (performance.now() - began < sliceMs) continue;
+      await turn();
+      throwIfAborted(signal);
+      began = performance.now();
     }
   } finally {
     for (const fd of opened) native.close(fd);

@@ -66,16 +66,22 @@ export interface LayerEngine {
    * Unpacks one layer, following the spool's watermark; returns once size, digest and diffID have all been found
    * right, and not before the last byte of the blob was read. Rejects with `corrupt` (wrong size, digest, diffID, bad
    * compression, bad archive), `unsupported` (containerd can, we cannot), `exhausted` (limits, disk), `cancelled`, or
-   * the spool's own failure. Aborting stops the worker between two chunks; the promise settles only then, so that
+   * the spool's own failure. Aborting stops the worker between two entries; the promise settles only then, so that
    * the staging directory can be removed safely afterwards. Runs at most `threads` layers at once; more wait.
    */
   unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer>;
 
   /**
    * Gives implicit directories the attributes of the nearest lower layer that has a directory there (reference 4.2,
-   * step 4). `upper` is the layer's root, `lowers` the roots of the layers below, nearest first.
+   * step 4). `upper` is the layer's root, `lowers` the roots of the layers below, nearest first. There may be a great
+   * many of both; rejects with `cancelled` soon after the signal is aborted.
    */
-  inherit(upper: string, lowers: readonly string[], directories: ImplicitDirectories): Promise<void>;
+  inherit(
+    upper: string,
+    lowers: readonly string[],
+    directories: ImplicitDirectories,
+    signal: AbortSignal,
+  ): Promise<void>;
 
   /** Makes everything on the file system of this directory durable (syncfs(2)). Native engine only. */
   sync(directory: string): Promise<void>;

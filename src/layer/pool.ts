@@ -1,7 +1,7 @@
 // The layer room put together: a pool of worker threads that unpack, behind the face of layer.ts.
 //
 // Workers are started at once and kept, so that no pull waits for one to come up. A worker is never terminated in the
-// middle of a layer: it is asked through shared memory to stop, and does so between two chunks.
+// middle of a layer: it is asked through shared memory to stop, and does so between two entries.
 
 import { Piscina } from "piscina";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
@@ -36,8 +36,8 @@ class WorkerEngine implements LayerEngine {
     if (options.engine === "native") {
       const native = loadNative();
       if (native.kind === "missing") throw new PullError("unsupported", native.reason);
-      this.#inherit = (upper, lowers, directories) =>
-        inheritNative(native.binding, upper, lowers, directories);
+      this.#inherit = (upper, lowers, directories, signal) =>
+        inheritNative(native.binding, upper, lowers, directories, signal);
     }
     this.#pool = new Piscina({
       filename: options.workerFile.href,
@@ -69,8 +69,13 @@ class WorkerEngine implements LayerEngine {
     }
   }
 
-  async inherit(upper: string, lowers: readonly string[], directories: ImplicitDirectories): Promise<void> {
-    await this.#inherit(upper, lowers, directories);
+  async inherit(
+    upper: string,
+    lowers: readonly string[],
+    directories: ImplicitDirectories,
+    signal: AbortSignal,
+  ): Promise<void> {
+    await this.#inherit(upper, lowers, directories, signal);
   }
 
   async sync(directory: string): Promise<void> {

@@ -23,7 +23,7 @@ export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => 
   const began = performance.now();
   const checks = new Checks(job.descriptor, job.diffID, job.limits);
   using tree = new Tree(native, job.staging);
-  using applier = new Applier(native, tree, job.base);
+  using applier = new Applier(native, tree, job.base, isCancelled);
   const parser = new TarParser(applier, job.limits.entriesMax);
   const output = (buffer: Buffer, start: number, end: number): void => {
     checks.tar(buffer.subarray(start, end));

@@ -69,6 +69,11 @@ export class Blob implements AsyncDisposable {
     }
   }
 
+  /** Settles once the download has ended, in whatever way. */
+  get settled(): Promise<void> {
+    return this.#done;
+  }
+
   /** Throws why the download failed, if it did; whoever saw the spool fail asks here. */
   throwIfFailed(): void {
     if (this.#failure) throw this.#failure;

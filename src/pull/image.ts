@@ -39,6 +39,7 @@ export class Image implements AsyncDisposable {
   /** Why not everything is in place; see Pulled.failure. */
   failure: PullError | undefined;
   readonly #options: ImageOptions;
+  readonly #pace = { isSlow: false };
   #layers: readonly Share<Layer>[] = [];
   #lease: LeaseShare | undefined;
   /** Layers that were not there when the pull began. */
@@ -122,7 +123,18 @@ export class Image implements AsyncDisposable {
       let committed: Promise<unknown> = Promise.resolve();
       if (index >= present || unkept.has(layer)) {
         const keep = this.#keep();
-        const share = work.layer({ layer, index, parent, image: name, repository, lease, site, keep, room });
+        const share = work.layer({
+          layer,
+          index,
+          parent,
+          image: name,
+          repository,
+          lease,
+          site,
+          keep,
+          room,
+          pace: this.#pace,
+        });
         shares.push(share);
         committed = share.result;
       }

@@ -17,6 +17,7 @@ import type { Blob } from "./blob.ts";
 import type { Keep } from "./journal.ts";
 import type { LeaseShare } from "./lease.ts";
 import type { Share } from "./sharing.ts";
+import { Stall } from "./stall.ts";
 
 export interface LayerOptions {
   readonly descriptor: Descriptor;
@@ -39,6 +40,10 @@ export interface LayerOptions {
   readonly limits: LayerLimits;
   /** Waits for a worker to be free for this layer. */
   readonly worker: (signal: AbortSignal) => Promise<Disposable>;
+  /** Whether a worker of ours is all that another image waits for. */
+  readonly isWorkerWanted: () => boolean;
+  /** Of all layers of the image: their registry is too slow to have workers wait for it. */
+  readonly pace: { isSlow: boolean };
   /** A path of our own that does not exist yet. */
   readonly staging: string;
   readonly unpacked: (layer: UnpackedLayer) => void;
@@ -138,18 +143,33 @@ export class Layer implements AsyncDisposable {
   }
 
   async #unpack(signal: AbortSignal): Promise<UnpackedLayer> {
-    const { descriptor, diffID, engine, limits, staging, parent } = this.#options;
+    const { pace, staging } = this.#options;
     const blob = await whileNotAborted(this.#blob.result, signal);
     await whileNotAborted(blob.started, signal);
-    blob.throwIfFailed();
+    for (;;) {
+      if (pace.isSlow) await whileNotAborted(blob.settled, signal);
+      blob.throwIfFailed();
+      const unpacked = await this.#attempt(blob, signal);
+      if (unpacked) return unpacked;
+      pace.isSlow = true;
+      await removeTree(staging);
+    }
+  }
+
+  /** Undefined when the worker was given up to somebody who needs it more. */
+  async #attempt(blob: Blob, signal: AbortSignal): Promise<UnpackedLayer | undefined> {
+    const { descriptor, diffID, engine, limits, staging, parent, isWorkerWanted } = this.#options;
     using _worker = await this.#options.worker(signal);
     await mkdir(staging, { mode: 0o755 });
+    using stall = new Stall(blob.spool, isWorkerWanted);
     try {
       const job = { spool: blob.spool.view, staging, descriptor, diffID, base: parent === undefined, limits };
-      const unpacked = await engine.unpack(job, signal);
+      const unpacked = await engine.unpack(job, AbortSignal.any([signal, stall.signal]));
       this.#options.unpacked(unpacked);
       return unpacked;
     } catch (error) {
+      if (stall.signal.aborted && !signal.aborted && PullError.from(error).code === "cancelled")
+        return undefined;
       // The download is the cause when both failed: unpacking only saw its spool fail.
       blob.throwIfFailed();
       throw error;
@@ -168,7 +188,7 @@ export class Layer implements AsyncDisposable {
     try {
       failpoint("prepared");
       throwIfAborted(signal);
-      await this.#place(snapshot, unpacked);
+      await this.#place(snapshot, unpacked, signal);
       await this.#options.settle(snapshot.upperdir);
       failpoint("placed");
       throwIfAborted(signal);
@@ -182,7 +202,7 @@ export class Layer implements AsyncDisposable {
   }
 
   /** What containerd would have found in the upperdir: our tree, below a root that is 0755 and its parent's owner's. */
-  async #place(snapshot: PreparedSnapshot, unpacked: UnpackedLayer): Promise<void> {
+  async #place(snapshot: PreparedSnapshot, unpacked: UnpackedLayer, signal: AbortSignal): Promise<void> {
     const { staging, engine, selinux } = this.#options;
     const { upperdir, lowerdirs } = snapshot;
     const below = lowerdirs[0];
@@ -192,7 +212,7 @@ export class Layer implements AsyncDisposable {
     await rename(staging, upperdir);
     await chown(upperdir, owner.uid, owner.gid);
     await chmod(upperdir, 0o755);
-    await engine.inherit(upperdir, lowerdirs, unpacked.implicitDirectories);
+    await engine.inherit(upperdir, lowerdirs, unpacked.implicitDirectories, signal);
   }
 }
 

@@ -11,11 +11,17 @@ export interface Limit {
   readonly max: number;
 }
 
+/** What was granted, until it is disposed of. */
+export interface Permit extends Disposable {
+  /** Gives up the count under one of its names ahead of the rest, for good. */
+  lend(name: string): void;
+}
+
 interface Waiter {
   readonly limits: readonly Limit[];
   /** Smaller is more urgent. */
   readonly urgency: number;
-  readonly grant: (permit: Disposable) => void;
+  readonly grant: (permit: Permit) => void;
 }
 
 export class Permits {
@@ -28,15 +34,22 @@ export class Permits {
     return this.#out.get(name) ?? 0;
   }
 
+  /** Whether anybody waits for this name, and for nothing else. */
+  isWanted(name: string): boolean {
+    return this.#waiters.some(({ limits }) =>
+      limits.every((limit) => limit.name === name || this.count(limit.name) < limit.max),
+    );
+  }
+
   /** Waits for a permit; rejects with `cancelled` (or the signal's PullError) when the signal is aborted first. */
-  async acquire(limits: readonly Limit[], urgency: number, signal: AbortSignal): Promise<Disposable> {
+  async acquire(limits: readonly Limit[], urgency: number, signal: AbortSignal): Promise<Permit> {
     throwIfAborted(signal);
-    return await new Promise<Disposable>((resolve, reject) => {
+    return await new Promise<Permit>((resolve, reject) => {
       const onAbort = (): void => {
         this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
         reject(abortError(signal));
       };
-      const grant = (permit: Disposable): void => {
+      const grant = (permit: Permit): void => {
         signal.removeEventListener("abort", onAbort);
         resolve(permit);
       };
@@ -61,20 +74,21 @@ export class Permits {
     }
   }
 
-  #take(limits: readonly Limit[]): Disposable {
-    for (const { name } of limits) this.#out.set(name, this.count(name) + 1);
-    let held = true;
+  #take(limits: readonly Limit[]): Permit {
+    const held = new Set(limits.map(({ name }) => name));
+    for (const name of held) this.#out.set(name, this.count(name) + 1);
+    const giveBack = (names: Iterable<string>): void => {
+      for (const name of names) {
+        if (!held.delete(name)) continue;
+        const left = this.count(name) - 1;
+        if (left === 0) this.#out.delete(name);
+        else this.#out.set(name, left);
+      }
+      this.#grantWhatFits();
+    };
     return {
-      [Symbol.dispose]: () => {
-        if (!held) return;
-        held = false;
-        for (const { name } of limits) {
-          const left = this.count(name) - 1;
-          if (left === 0) this.#out.delete(name);
-          else this.#out.set(name, left);
-        }
-        this.#grantWhatFits();
-      },
+      lend: (name) => giveBack([name]),
+      [Symbol.dispose]: () => giveBack([...held]),
     };
   }
 }

@@ -8,7 +8,7 @@ import { Blob } from "./blob.ts";
 import type { Keep } from "./journal.ts";
 import { Layer, type LayerOptions } from "./layer.ts";
 import type { LeaseShare } from "./lease.ts";
-import { type Limit, Permits } from "./permits.ts";
+import { type Limit, type Permit, Permits } from "./permits.ts";
 import type { PlannedLayer } from "./plan.ts";
 import type { PullEvents, PullLimits } from "./pull.ts";
 import { type Share, Sharing } from "./sharing.ts";
@@ -29,6 +29,7 @@ export interface LayerRequest {
   /** How the blob is to be kept; undefined when it is not. */
   readonly keep: Keep | undefined;
   readonly room: Room;
+  readonly pace: LayerOptions["pace"];
 }
 
 export class Work {
@@ -66,6 +67,8 @@ export class Work {
             if (this.#limits.durable || site.facts.syncsLayers) await this.#engine.sync(upperdir);
           },
           worker: (until) => this.#worker(request, until),
+          isWorkerWanted: () => this.#permits.isWanted("unpacks"),
+          pace: request.pace,
           staging: this.#path(site.instance.staging),
           unpacked: (unpacked) => {
             this.#events.stage("unpack", unpacked.elapsedMs / 1000);
@@ -111,7 +114,9 @@ export class Work {
           { name: `downloads of ${image}`, max: limits.downloadsPerImageMax },
           { name: `downloads from ${host}`, max: limits.hosts.get(host) ?? limits.downloadsPerHostMax },
         ];
-        return await this.#permit("downloads", counted, index, signal);
+        const permit = await this.#permit("downloads", counted, index, signal);
+        // The host's and the image's own limits still count it.
+        return { slow: () => permit.lend("downloads"), [Symbol.dispose]: () => permit[Symbol.dispose]() };
       },
     };
   }
@@ -129,11 +134,15 @@ export class Work {
     limits: readonly Limit[],
     urgency: number,
     signal: AbortSignal,
-  ): Promise<Disposable> {
+  ): Promise<Permit> {
     const permit = await this.#permits.acquire(limits, urgency, signal);
     const report = (): void => this.#events.inFlight(what, this.#permits.count(what));
     report();
     return {
+      lend: (name) => {
+        permit.lend(name);
+        report();
+      },
       [Symbol.dispose]: () => {
         permit[Symbol.dispose]();
         report();

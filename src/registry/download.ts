@@ -11,10 +11,12 @@ import type { Descriptor } from "../oci/descriptor.ts";
 import type { Spool } from "../spool.ts";
 import type { Bandwidth } from "./bandwidth.ts";
 import { discard } from "./body.ts";
+import { isUnreachable } from "./failure.ts";
+import { Pace } from "./pace.ts";
 import { backOff, StatusError, type Timing } from "./patience.ts";
 import { checkContentRange, type Range, type Remaining } from "./ranges.ts";
 import type { RequestPermits } from "./registry.ts";
-import { isUnreachable, type Requester, type RequestInit, type Response } from "./request.ts";
+import { type Requester, type RequestInit, type Response } from "./request.ts";
 import { BodyWriter } from "./writer.ts";
 
 export interface DownloadOptions {
@@ -112,7 +114,8 @@ export class Download {
 
   async #request(range: Range, ranged: () => void, signal: AbortSignal): Promise<void> {
     const { requester, permits, descriptor, remaining } = this.#options;
-    using _permit = await permits.acquire(requester.host.url.host, signal);
+    using permit = await permits.acquire(requester.host.url.host, signal);
+    using pace = new Pace(() => permit.slow());
     const isAll = range.start === 0 && range.end === descriptor.size;
     const bytes = `bytes=${range.start}-${range.end - 1}`;
     const headers = {
@@ -125,13 +128,13 @@ export class Download {
       if (response.status === 206) {
         checkContentRange(response.headers["content-range"], range, descriptor.size);
         ranged();
-        await this.#read(response, range, undefined, signal);
+        await this.#read(response, range, undefined, pace, signal);
       } else if (response.status === 200) {
         const announced = response.headers["content-length"];
         if (announced !== undefined && Number(announced) !== descriptor.size) {
           throw new PullError("corrupt", `a blob of ${descriptor.size} bytes is announced as ${announced}`);
         }
-        await this.#read(response, range, remaining, signal);
+        await this.#read(response, range, remaining, pace, signal);
       } else {
         throw await requester.toError(response);
       }
@@ -168,6 +171,7 @@ export class Download {
     response: Response,
     range: Range,
     more: Remaining | undefined,
+    pace: Pace,
     signal: AbortSignal,
   ): Promise<void> {
     const { spool, received, requester, bandwidth } = this.#options;
@@ -175,6 +179,7 @@ export class Download {
     try {
       for await (const part of requester.parts(response, signal)) {
         received(part.length);
+        pace.received(part.length);
         if (!(await writer.push(part))) break;
         await bandwidth?.pay(part.length, signal);
       }

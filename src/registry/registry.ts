@@ -19,10 +19,16 @@ export interface Credentials {
   readonly identityToken?: string;
 }
 
+/** For one blob request, until it is disposed of. */
+interface RequestPermit extends Disposable {
+  /** Says that the request gets so little that it must not keep others of the node from theirs. */
+  slow(): void;
+}
+
 /** Permits for blob requests; the registry room asks for one per request it sends and disposes of it afterwards. */
 export interface RequestPermits {
   /** Waits until one more blob request may be open to this host (host:port). Rejects when the signal is aborted. */
-  acquire(host: string, signal: AbortSignal): Promise<Disposable>;
+  acquire(host: string, signal: AbortSignal): Promise<RequestPermit>;
 }
 
 export interface Resolved {

@@ -10,19 +10,13 @@ import type { Spool } from "../spool.ts";
 import type { Bandwidth } from "./bandwidth.ts";
 import { discard } from "./body.ts";
 import { Download } from "./download.ts";
+import { isUnreachable, plain, transportError } from "./failure.ts";
 import type { Health } from "./health.ts";
 import { isLoopback } from "./hosts.ts";
 import { backOff, StatusError, type Timing } from "./patience.ts";
 import { Remaining } from "./ranges.ts";
 import type { Repository, RequestPermits, Resolved } from "./registry.ts";
-import {
-  isUnreachable,
-  plain,
-  type Requester,
-  type RequestInit,
-  type Response,
-  transportError,
-} from "./request.ts";
+import type { Requester, RequestInit, Response } from "./request.ts";
 
 export interface RepositoryOptions {
   readonly reference: Reference;
@@ -183,7 +177,7 @@ export class HttpRepository implements Repository {
 
   /**
    * Tries the hosts in order. When all have failed it throws the error that containerd would name, the first that is no
-   * 404; but a refusal of the caller's credentials goes before all others, lest they be refused a second time.
+   * 404; but a refusal of the caller's credentials goes before all others.
    */
   async #overHosts<Result>(
     asking: Asking,
@@ -195,12 +189,12 @@ export class HttpRepository implements Repository {
     this.#requesters ??= this.#options.requesters();
     const needsResolve = asking.resolving && reference.digest === undefined;
     const requesters = (await this.#requesters).filter(({ host }) => host.canResolve || !needsResolve);
-    let gravest = new PullError("not_found", `no host knows ${reference.name}`);
+    const failures = [new PullError("not_found", `no host knows ${reference.name}`)];
     for (const [index, requester] of requesters.entries()) {
       const name = requester.host.url.host;
       if (health.isOpen(name)) {
         const why = `${name} has failed repeatedly and is not asked for now`;
-        gravest = graver(gravest, new PullError("unavailable", why));
+        failures.push(new PullError("unavailable", why));
         continue;
       }
       try {
@@ -217,11 +211,15 @@ export class HttpRepository implements Repository {
         if (isSilence(failure)) health.failed(name, () => requester.probe());
         else health.succeeded(name);
         throwIfAborted(signal);
-        gravest = graver(gravest, failure);
+        failures.push(failure);
       }
     }
-    // Credentials that were good enough to resolve a name are not wrong: containerd may show them again.
-    throw asking.resolving ? gravest : new PullError(gravest.code, gravest.message, { cause: gravest });
+    const gravest = failures.reduce(graver);
+    // Credentials that were good enough to resolve a name are not wrong: containerd may show them again. And where
+    // another host has failed before, that is what containerd speaks of, in words that only it has.
+    const isFirst = failures.slice(0, failures.indexOf(gravest)).every(({ code }) => code === "not_found");
+    const isTold = asking.resolving && isFirst;
+    throw isTold ? gravest : new PullError(gravest.code, gravest.message, { cause: gravest });
   }
 
   async #retrying<Result>(

@@ -4,8 +4,8 @@
 // a challenge from where it leads is never answered. URLs in messages are cut before their query, since redirect
 // targets carry signatures.
 
-import { type Dispatcher, errors, request as send } from "undici";
-import { abortError, PullError } from "../errors.ts";
+import { type Dispatcher, request as send } from "undici";
+import { PullError } from "../errors.ts";
 import {
   authorize,
   parseChallenges,
@@ -16,6 +16,7 @@ import {
   type TokenRequestInit,
 } from "./auth.ts";
 import { type Body, discard, paced } from "./body.ts";
+import { plain, transportError } from "./failure.ts";
 import type { Host } from "./hosts.ts";
 import { retryAfterMs, StatusError, type Timing } from "./patience.ts";
 import type { Credentials } from "./registry.ts";
@@ -94,8 +95,14 @@ export class Requester {
   async send(init: RequestInit, signal: AbortSignal): Promise<Response> {
     const { tokens } = this.#options;
     const url = this.#url(init.path);
-    const cached = tokens.get(this.#tokenKey) ?? (await this.#renewKnown(signal));
-    const first = await this.#follow(url, init, cached, signal);
+    let cached = tokens.get(this.#tokenKey) ?? (await this.#renewKnown(signal));
+    let first = await this.#follow(url, init, cached, signal);
+    if (this.#isOutdated(first, cached)) {
+      await discard(first.body);
+      tokens.delete(this.#tokenKey);
+      cached = undefined;
+      first = await this.#follow(url, init, cached, signal);
+    }
     if (first.status !== 401 || !this.#isOwn(first.url)) return first;
     const challenge = await takeChallenge(first);
     const renewed = await this.#renew(challenge, cached, signal);
@@ -105,6 +112,12 @@ export class Requester {
     const second = await this.#follow(url, init, renewed, signal);
     if (second.status !== 401 || !this.#isOwn(second.url)) return second;
     throw this.#refusal(second, await takeChallenge(second));
+  }
+
+  /** A token of an earlier pull says what was allowed then, and may forbid what is allowed by now. */
+  #isOutdated({ status, url }: Response, shown: string | undefined): boolean {
+    const isEarlier = shown?.startsWith("Bearer ") === true && this.#challenge === undefined;
+    return status === 403 && isEarlier && this.#isOwn(url);
   }
 
   /** Asks a redirect's target that is known already; without authorization. Any answer is returned. */
@@ -136,7 +149,9 @@ export class Requester {
     await discard(response.body);
     const message = this.#unexpected(response);
     if (status === 404) return new PullError("not_found", message);
-    if (status === 401 || status === 403) {
+    // Whoever is forbidden is known, and does no harm by asking once more; whoever is not may be counted as a guess.
+    if (status === 403) return new PullError("refused", message);
+    if (status === 401) {
       const credentialsSent = this.#credentialsSent && this.#isOwn(url);
       return new PullError("refused", message, { credentialsSent });
     }
@@ -308,39 +323,4 @@ function redirectTarget(from: URL, location: string | undefined): URL {
     throw new PullError("unavailable", `${plain(from)} redirects to something that is not http`);
   }
   return url;
-}
-
-/** Total: whatever undici throws, in our words. */
-export function transportError(error: unknown, url: URL, signal: AbortSignal): PullError {
-  if (error instanceof PullError) return error;
-  if (signal.aborted) return abortError(signal);
-  const code = error instanceof Error && "code" in error ? String(error.code) : "";
-  const isTimeout =
-    error instanceof errors.HeadersTimeoutError ||
-    error instanceof errors.BodyTimeoutError ||
-    error instanceof errors.ConnectTimeoutError;
-  const why = error instanceof Error ? error.message : String(error);
-  return new PullError(isTimeout ? "slow" : "unavailable", `${plain(url)}: ${why || code}`, {
-    cause: error,
-    temporary: true,
-  });
-}
-
-const unreachableCodes = new Set([
-  "ECONNREFUSED",
-  "EHOSTUNREACH",
-  "ENETUNREACH",
-  "ENOTFOUND",
-  "EAI_AGAIN",
-  "UND_ERR_CONNECT_TIMEOUT",
-]);
-
-/** Whether no connection could be made at all, as opposed to one that broke. */
-export function isUnreachable({ cause }: PullError): boolean {
-  return cause instanceof Error && "code" in cause && unreachableCodes.has(String(cause.code));
-}
-
-/** A URL that may be shown: without user, query and fragment. */
-export function plain(url: URL): string {
-  return `${url.origin}${url.pathname}`;
 }

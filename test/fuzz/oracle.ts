@@ -75,7 +75,13 @@ export class Oracle implements AsyncDisposable {
     let implicit: ReadonlySet<string>;
     try {
       const layer = unpackNative(job, native(), () => false);
-      await inheritNative(native(), job.staging, theirs.lowers, layer.implicitDirectories);
+      await inheritNative(
+        native(),
+        job.staging,
+        theirs.lowers,
+        layer.implicitDirectories,
+        new AbortController().signal,
+      );
       const all = [...implicitOnes(layer.implicitDirectories)];
       implicit = new Set(all.filter(({ named }) => !named).map(({ path }) => path));
     } catch (error) {

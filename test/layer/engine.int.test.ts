@@ -185,6 +185,24 @@ describe.each(["native", "portable"] as const)("%s", (name) => {
     await spool[Symbol.asyncDispose]();
   });
 
+  // The portable engine writes a piece at a time, and looks between those.
+  if (name === "native")
+    test("cancelling stops it between two entries, though all came in one chunk", async () => {
+      const entries = Array.from({ length: 2000 }, (_, index) => file(`${index}/${"d/".repeat(200)}f`));
+      const stream = tar(entries);
+      const spec = { bytes: gzipSync(stream), tar: stream };
+      // Less than is read at a time.
+      expect(spec.bytes.length).toBeLessThan(256 * 1024);
+      await using spool = await staging.filled(spec.bytes);
+      const job = await staging.job(spool, spec);
+      const abort = new AbortController();
+      const unpacked = engine.unpack(job, abort.signal);
+      await vi.waitUntil(() => existsSync(join(job.staging, "1")), { timeout: 20_000, interval: 1 });
+      abort.abort();
+      await expect(unpacked).rejects.toMatchObject({ code: "cancelled" });
+      expect(existsSync(join(job.staging, "1999"))).toBe(false);
+    });
+
   test("a layer that is cancelled while it waits for a worker is left at once and never begun", async () => {
     await using stuck = await staging.spool(small.length);
     const first = engine.unpack(await staging.job(stuck, { bytes: small, tar: smallTar }), never);

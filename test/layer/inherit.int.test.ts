@@ -10,6 +10,7 @@ import type { ImplicitDirectories } from "../../src/layer/layer.ts";
 import { type Node, readTree } from "../harness/tree.ts";
 import { native, Staging } from "./staging.ts";
 
+const never = new AbortController().signal;
 let staging: Staging;
 let upper = "";
 
@@ -44,7 +45,7 @@ function put(root: string, path: string, { mode, uid = 0, mtime = 1000, xattrs =
 
 async function inherit(lowers: readonly string[], paths: readonly string[]): Promise<Map<string, Node>> {
   for (const path of paths) put(upper, path, { mode: 0o755, mtime: 5 });
-  await inheritNative(native(), upper, lowers, implied(paths));
+  await inheritNative(native(), upper, lowers, implied(paths), never);
   return readTree(upper);
 }
 
@@ -81,7 +82,7 @@ test("a directory that the archive named gets only the attributes that it lacks"
   const lower = await staging.root();
   put(lower, "d", { mode: 0o700, uid: 44, xattrs: { "user.a": "lower", "user.b": "lower" } });
   put(upper, "d", { mode: 0o751, uid: 7, mtime: 77, xattrs: { "user.a": "own" } });
-  await inheritNative(native(), upper, [lower], implied([], ["d"]));
+  await inheritNative(native(), upper, [lower], implied([], ["d"]), never);
   expect(readTree(upper).get("d")).toMatchObject({
     mode: 0o751,
     owner: "7:7",
@@ -94,7 +95,7 @@ test("an attribute that a directory has already stays, as the label does that th
   const lower = await staging.root();
   put(lower, "d", { mode: 0o700, uid: 44, xattrs: { "security.selinux": "lower", "user.a": "lower" } });
   put(upper, "d", { mode: 0o755, xattrs: { "security.selinux": "own" } });
-  await inheritNative(native(), upper, [lower], implied(["d"]));
+  await inheritNative(native(), upper, [lower], implied(["d"]), never);
   expect(readTree(upper).get("d")).toMatchObject({
     mode: 0o700,
     owner: "44:44",
@@ -168,7 +169,7 @@ test("it is left to containerd when the archive has named the directory at some 
   put(lower, "d", { mode: 0o2775, uid: 50 });
   put(upper, "d/new", { mode: 0o755 });
   const directories = implied(["d/new"], ["d"]);
-  await expect(inheritNative(native(), upper, [lower], directories)).rejects.toMatchObject({
+  await expect(inheritNative(native(), upper, [lower], directories, never)).rejects.toMatchObject({
     code: "unsupported",
   });
   put(lower, "acl", { mode: 0o755 });
@@ -183,7 +184,7 @@ test("names that are not UTF-8", async () => {
   mkdirSync(name);
   chmodSync(name, 0o711);
   mkdirSync(Buffer.concat([Buffer.from(`${upper}/`), Buffer.from([0xff, 0xe9])]));
-  await inheritNative(native(), upper, [lower], implied(["\xff\xe9"]));
+  await inheritNative(native(), upper, [lower], implied(["\xff\xe9"]), never);
   expect(readTree(upper).get("\xff\xe9")?.mode).toBe(0o711);
 });
 
@@ -198,7 +199,7 @@ test("the event loop turns while many directories inherit", async () => {
     if (!isOver) setImmediate(count);
   };
   setImmediate(count);
-  await inheritNative(native(), upper, [lower], implied(paths));
+  await inheritNative(native(), upper, [lower], implied(paths), never);
   isOver = true;
   expect(turns).toBeGreaterThan(10);
 });
@@ -209,4 +210,21 @@ test("the portable engine leaves it, unless there is nothing to take after", asy
   });
   await inheritPortable(upper, [], implied(["a"]));
   await inheritPortable(upper, ["/lower"], noDirectories);
+});
+
+test("many directories over many layers: others have their turn, and an abort ends it", async () => {
+  const lowers: string[] = [];
+  for (let index = 0; index < 40; index++) lowers.push(await staging.root());
+  const paths = Array.from({ length: 3000 }, (_, index) => `d${index}`);
+  for (const path of paths) mkdirSync(join(upper, path));
+  const abort = new AbortController();
+  let turns = 0;
+  const timer = setInterval(() => {
+    turns += 1;
+    if (turns === 2) abort.abort();
+  });
+  await expect(inheritNative(native(), upper, lowers, implied(paths), abort.signal)).rejects.toMatchObject({
+    code: "cancelled",
+  });
+  clearInterval(timer);
 });

@@ -79,6 +79,7 @@ async function stepsOf(durable: boolean, syncsLayers = false): Promise<string[]>
     site,
     keep: undefined,
     room: "ample",
+    pace: { isSlow: false },
   });
   await (await share.result).finishBlob(undefined);
   await share[Symbol.asyncDispose]();

@@ -97,3 +97,23 @@ test("an aborted waiter leaves the queue with the reason of the signal", async (
   (await behind)[Symbol.dispose]();
   expect(permits.count("node")).toBe(0);
 });
+
+test("what is lent serves whoever waits for that name alone, and is given back once", async () => {
+  const permits = new Permits();
+  const node = { name: "node", max: 1 };
+  const slow = await permits.acquire([node, { name: "slow host", max: 1 }], 0, never);
+  const quick = permits.acquire([node, { name: "quick host", max: 1 }], 0, never);
+  const other = permits.acquire([node, { name: "slow host", max: 1 }], 0, never);
+  expect(permits.isWanted("node")).toBe(true);
+  expect(permits.isWanted("quick host")).toBe(false);
+  slow.lend("node");
+  slow.lend("node");
+  const granted = await quick;
+  expect([permits.count("node"), permits.count("slow host")]).toEqual([1, 1]);
+  // The one that is left waits for its host as well.
+  expect(permits.isWanted("node")).toBe(false);
+  granted[Symbol.dispose]();
+  slow[Symbol.dispose]();
+  (await other)[Symbol.dispose]();
+  expect([permits.count("node"), permits.count("slow host")]).toEqual([0, 0]);
+});

@@ -24,7 +24,7 @@ import { bytesAsked } from "../harness/crash.ts";
 import { testRegistry } from "./registries.ts";
 
 const never = new AbortController().signal;
-const permits = { acquire: async () => ({ [Symbol.dispose]: () => {} }) };
+const permits = { acquire: async () => ({ slow: () => {}, [Symbol.dispose]: () => {} }) };
 const bytes = randomBytes(200_000);
 const digest = sha256(bytes);
 

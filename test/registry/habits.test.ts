@@ -19,7 +19,7 @@ import { Authority, readPair } from "../harness/authority.ts";
 import { testRegistry } from "./registries.ts";
 
 const never = new AbortController().signal;
-const permits = { acquire: async () => ({ [Symbol.dispose]: () => {} }) };
+const permits = { acquire: async () => ({ slow: () => {}, [Symbol.dispose]: () => {} }) };
 const secret = "s3cret-hunter2";
 const login: Credentials = { username: "robot", password: secret };
 

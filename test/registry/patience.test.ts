@@ -64,7 +64,7 @@ describe("a blob, with another host behind", () => {
     const repository = registry.repository(parseReference("reg.example.com/a/b:v1"), undefined);
     const descriptor = { mediaType: "any", digest: parseDigest(layer.digest), size: layer.bytes.length };
     await using spool = await Spool.open(join(root, "spool"), descriptor.size);
-    const permits = { acquire: async () => ({ [Symbol.dispose]: () => {} }) };
+    const permits = { acquire: async () => ({ slow: () => {}, [Symbol.dispose]: () => {} }) };
     const downloading = repository.download(descriptor, spool, permits, never);
     await (hasOther ? downloading : expect(downloading).rejects.toMatchObject({ code: "unavailable" }));
     await registry.close();
