@@ -1,7 +1,8 @@
 // The cluster's API, asked one thing: whether the DaemonSet is there that this process is a pod of.
 //
 // A pod is not told why it ends. While its DaemonSet is there it is replaced, or its node goes down; when that is gone
-// somebody takes Hawser out of the cluster. Only that one object's metadata is asked for, with the pod's own account.
+// somebody takes Hawser out of the cluster. Only the metadata of that object and of its
+// namespace is asked for, with the pod's own account.
 
 import { readFile } from "node:fs/promises";
 import { isIPv6 } from "node:net";
@@ -40,7 +41,14 @@ export class Cluster {
 
   /** Throws `unavailable` when the API gives no answer. */
   async find({ namespace, name }: DaemonSetName): Promise<Presence> {
-    const path = ["apis/apps/v1/namespaces", namespace, "daemonsets", name].join("/");
+    const own = await this.#ask(`apis/apps/v1/namespaces/${namespace}/daemonsets/${name}`);
+    if (own.kind !== "there") return own;
+    // A namespace that is deleted has its pods deleted first, and their DaemonSet some time later.
+    const around = await this.#ask(`api/v1/namespaces/${namespace}`);
+    return around.kind === "gone" ? around : own;
+  }
+
+  async #ask(path: string): Promise<Presence> {
     try {
       const { status, text } = await this.#get(path);
       if (status === 200) return presenceOf(text);

@@ -8,6 +8,7 @@
 import { execFile } from "node:child_process";
 import { copyFile, cp, readFile, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { PullError } from "../errors.ts";
 
@@ -17,19 +18,23 @@ const unit = "hawser-agent-change";
 const output = `/run/${unit}.out`;
 /** An upgrade waits for pulls and for two self-tests. */
 const timeoutMs = 600_000;
+const idleMs = 500;
 
 /** Where a file of the node is, seen from here. */
 export function onNode(path: string): string {
   return join(root, path);
 }
 
-/** Throws `unsupported` unless what is seen from here is a node with systemd. */
-export async function mustSeeNode(): Promise<void> {
-  const isThere = await stat(onNode("/run/systemd/system")).then(
+export async function isOnNode(path: string): Promise<boolean> {
+  return await stat(onNode(path)).then(
     () => true,
     () => false,
   );
-  if (isThere) return;
+}
+
+/** Throws `unsupported` unless what is seen from here is a node with systemd. */
+export async function mustSeeNode(): Promise<void> {
+  if (await isOnNode("/run/systemd/system")) return;
   throw new PullError(
     "unsupported",
     "no node with systemd is seen from here: the pod needs hostPID: true and a privileged container",
@@ -51,21 +56,34 @@ export async function removeFromNode(path: string): Promise<void> {
   await rm(onNode(path), { recursive: true, force: true });
 }
 
+/** Waits for what a former container began, which goes on without it. */
+export async function untilIdle(): Promise<void> {
+  for (const until = performance.now() + timeoutMs; performance.now() < until; ) {
+    const state = await enter(["systemctl", "show", "--property=ActiveState", "--value", unit]);
+    if (!["active", "activating", "deactivating"].includes(state.trim())) return;
+    await sleep(idleMs);
+  }
+  throw new PullError("unavailable", `${unit}, of a former container, does not end`);
+}
+
 /** Runs a command of the node to its end and returns what it said; throws `internal` with its last line when it fails. */
 export async function runOnNode(command: readonly string[]): Promise<string[]> {
   const service = ["--service-type=oneshot", `--property=StandardOutput=file:${output}`];
   const start = ["systemd-run", "--wait", "--collect", "--quiet", `--unit=${unit}`, ...service];
-  const redirected = ["/bin/sh", "-c", 'exec "$@" 2>&1', "sh", ...command];
   await removeFromNode(output);
   try {
-    const enter = ["--target", "1", "--mount", "--"];
-    await promisify(execFile)("nsenter", [...enter, ...start, ...redirected], { timeout: timeoutMs });
+    await enter([...start, "--property=StandardError=inherit", ...command]);
     return await readLines(output);
   } catch (error) {
     throw await explained(error, await readLines(output));
   } finally {
     await removeFromNode(output);
   }
+}
+
+async function enter(command: readonly string[]): Promise<string> {
+  const args = ["--target", "1", "--mount", "--", ...command];
+  return (await promisify(execFile)("nsenter", args, { timeout: timeoutMs })).stdout;
 }
 
 async function explained(error: unknown, lines: readonly string[]): Promise<PullError> {

@@ -11,7 +11,14 @@ export async function askDaemon(
   path: string,
   body?: unknown,
 ): Promise<unknown> {
-  const { config } = await loadConfig(configFile);
+  const { config, problems } = await loadConfig(configFile);
+  // One that was named, and says nothing, must not have another daemon asked.
+  const [problem] = problems;
+  if (configFile !== undefined && problem !== undefined)
+    throw new PullError(
+      "invalid",
+      `${configFile}: ${[problem.path, problem.message].filter(Boolean).join(": ")}`,
+    );
   if (config.admin.listen === "off")
     throw new PullError("invalid", "the daemon cannot be asked: admin.listen is off");
   return await askAdmin(config.admin.listen, method, path, body);

@@ -3,7 +3,8 @@
 import { readFile } from "node:fs/promises";
 import { type Config, loadConfig } from "../config.ts";
 import { PullError } from "../errors.ts";
-import { type Configuration, install as installOn } from "../install/install.ts";
+import type { Configuration } from "../install/configuration.ts";
+import { install as installOn } from "../install/install.ts";
 import { uninstall as removeFrom } from "../install/uninstall.ts";
 import { upgrade as upgradeOn } from "../install/upgrade.ts";
 import { type Command, type Context, parseOptions, UsageError } from "./command.ts";
@@ -39,7 +40,8 @@ Options:
       upgrade: { type: "boolean" },
     } as const;
     const { values } = parseOptions(args, options, 0);
-    const file = values["kubelet-config"];
+    const file = filled("--kubelet-config", values["kubelet-config"]);
+    const config = filled("--config", values.config);
     const parallel = countOf(values["max-parallel-image-pulls"]);
     if (parallel !== undefined && file === undefined)
       throw new UsageError("--max-parallel-image-pulls goes with --kubelet-config");
@@ -50,7 +52,7 @@ Options:
     await installOn({
       ...(await common(context)),
       containerd,
-      configuration: values.config === undefined ? undefined : await readConfiguration(values.config),
+      configuration: config === undefined ? undefined : await readConfiguration(config),
       upgrade: values.upgrade ?? false,
       kubelet: { file, parallel, restart: values["restart-kubelet"] ?? false },
     });
@@ -129,6 +131,11 @@ async function mustBeRoot(): Promise<void> {
   if (process.getuid?.() !== 0) throw new PullError("refused", "this changes the node: run it as root");
   // What is laid down is for everybody to read.
   process.umask(0o022);
+}
+
+function filled(option: string, value: string | undefined): string | undefined {
+  if (value === "") throw new UsageError(`${option} takes the name of a file`);
+  return value;
 }
 
 function socketPath(named: string | undefined): string | undefined {

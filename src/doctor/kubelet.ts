@@ -17,6 +17,8 @@ export interface KubeletSettings {
   readonly sources: readonly string[];
   /** The file to change. */
   readonly file: string | undefined;
+  /** What drop-ins and flags say, which goes over what is in that file. */
+  readonly over: ReadonlyMap<string, string>;
   readonly isRunning: boolean;
 }
 
@@ -42,16 +44,18 @@ const flags: Readonly<Record<string, string>> = {
   "registry-burst": "registryBurst",
 };
 
-/** `instead` is a file to look at in place of those that it has. */
+/** `instead` is a file to look at in place of those that it has; `named` is one of those, to tell what goes over it. */
 export async function readKubelet(
   { tree, processes }: Pick<Context, "tree" | "processes">,
   instead: string | undefined,
+  named?: string,
 ): Promise<KubeletSettings> {
   const running = await runningKubelet(processes);
   const given = new Map(running ? flagsOf(running) : []);
   // A kubelet that runs has said where its files are; inside of k3s it has not.
   const isTold = running?.name === "kubelet";
   const values = new Map<string, string>();
+  const over = new Map<string, string>();
   const sources: string[] = [];
   const guessed = isTold ? undefined : await firstOf(tree, usualFiles);
   const file = instead ?? given.get("config") ?? guessed;
@@ -63,15 +67,25 @@ export async function readKubelet(
   if (dropIns !== undefined && instead === undefined) {
     for (const name of (await tree.list(dropIns)).filter((one) => one.endsWith(".conf"))) {
       const path = join(dropIns, name);
-      for (const [key, value] of await readFile(tree, path)) values.set(key, value);
+      // A drop-in goes over the file and over those before it, but not over itself.
+      if (path === named) over.clear();
+      for (const [key, value] of await readFile(tree, path)) {
+        values.set(key, value);
+        if (path !== named) over.set(key, value);
+      }
       sources.push(path);
     }
   }
-  const named = [...given].filter(([flag]) => flags[flag] !== undefined);
-  for (const [flag, value] of named) values.set(flags[flag] ?? flag, value);
-  if (named.length > 0) sources.push(`flags of process ${running?.pid}`);
+  const known = [...given].flatMap(([flag, value]) =>
+    flags[flag] === undefined ? [] : [[flags[flag], value] as const],
+  );
+  for (const [key, value] of known) {
+    values.set(key, value);
+    over.set(key, value);
+  }
+  if (known.length > 0) sources.push(`flags of process ${running?.pid}`);
   const place = file ?? (dropIns === undefined ? undefined : join(dropIns, "50-hawser.conf"));
-  return { values, sources, file: place, isRunning: running !== undefined };
+  return { values, sources, file: place, over, isRunning: running !== undefined };
 }
 
 /** kubelet itself, or the program that it is a part of. */

@@ -34,6 +34,14 @@ export async function openBundle(root: string | undefined, version: string): Pro
   return { root, version };
 }
 
+/** Whether a folder is that release, file by file. */
+export async function isReleased(root: string, version: string): Promise<boolean> {
+  return await openBundle(root, version).then(
+    () => true,
+    () => false,
+  );
+}
+
 function spoilt(root: string, why: string): PullError {
   return new PullError("invalid", `the release in ${root} is not whole: ${why}; unpack it once more`);
 }

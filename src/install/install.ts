@@ -3,11 +3,10 @@
 // Everything that can be found wrong beforehand is; what goes wrong later is taken back. kubelet's configuration is the
 // last thing to change, behind the proof, and nothing that runs already is restarted unless that is asked for.
 
-import { readFile } from "node:fs/promises";
 import { PullError } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
-import { askAdmin } from "../front/client.ts";
-import { type Bundle, openBundle, placeOf, unitOf } from "./bundle.ts";
+import { type Bundle, isReleased, openBundle, placeOf, unitOf } from "./bundle.ts";
+import { type Configuration, replaceConfiguration } from "./configuration.ts";
 import { mustAccelerate } from "./health.ts";
 import {
   changeKubelet,
@@ -16,6 +15,8 @@ import {
   planKubelet,
   restartCommand,
   restartKubelet,
+  restoreKubelet,
+  whyInUse,
 } from "./kubelet.ts";
 import { takeLock } from "./lock.ts";
 import { Maker } from "./maker.ts";
@@ -24,7 +25,7 @@ import { endpoint, places, unitNames } from "./places.ts";
 import { Record } from "./record.ts";
 import { mustBeBooted, systemctl } from "./systemd.ts";
 import { takeAway } from "./uninstall.ts";
-import { upgradeTo } from "./upgrade.ts";
+import { succeed, upgradeTo } from "./upgrade.ts";
 
 export interface InstallOptions {
   /** Root of the bundle that is running; undefined when it is none. */
@@ -41,12 +42,6 @@ export interface InstallOptions {
   readonly adminSocket: string | undefined;
   readonly say: (line: string) => void;
   readonly signal: AbortSignal;
-}
-
-export interface Configuration {
-  readonly text: string;
-  /** What it names; undefined when it has none. */
-  readonly adminSocket: string | undefined;
 }
 
 interface KubeletWish {
@@ -69,84 +64,112 @@ export async function install(options: InstallOptions): Promise<void> {
     await takeAway(record, say);
     record = undefined;
   }
+  const isNew = record === undefined;
   if (record === undefined) record = await layDown(bundle, options);
   else await bringUp(bundle, record, options);
-  await turnKubelet(record, planned, options);
-}
-
-/** What is installed becomes what was asked for. */
-async function bringUp(bundle: Bundle, record: Record, options: InstallOptions): Promise<void> {
-  const { version, phase } = record.now;
-  const { say } = options;
-  if (version === bundle.version && phase === "installed") say(`version ${version} is installed already`);
-  else if (version === bundle.version || options.upgrade) await upgradeTo(bundle, record, options);
-  else
-    throw new PullError(
-      "exists",
-      `version ${version} is installed; "hawser upgrade" replaces it with ${bundle.version}`,
-    );
-  if (options.configuration !== undefined) await configure(record, options.configuration, options);
-}
-
-/** The daemon that runs has to take the new configuration, or the old one is put back. */
-async function configure(
-  record: Record,
-  { text: given }: Configuration,
-  { adminSocket, say }: InstallOptions,
-): Promise<void> {
-  const text = configFor(record.now.containerd, given);
-  const old = await readFile(places.config, "utf8").catch(() => "");
-  if (old === text) return;
-  if (!record.now.made.some(({ path }) => path === places.config)) {
-    say(`${places.config} was there before Hawser and stays as it is`);
-    return;
-  }
-  const maker = new Maker(record);
-  await maker.file(places.config, text);
   try {
-    const messages = await reload(adminSocket);
-    say(`${places.config} was replaced: ${messages.join("; ")}`);
+    await turnKubelet(record, planned, options);
   } catch (error) {
-    await maker.file(places.config, old);
+    if (isNew) await undo(record, say);
     throw error;
   }
 }
 
-async function reload(adminSocket: string | undefined): Promise<readonly string[]> {
-  if (adminSocket !== undefined)
-    return ((await askAdmin(adminSocket, "POST", "/reload")) as { readonly messages: string[] }).messages;
-  await systemctl("reload", "hawser.service");
-  return ["the daemon was told, and says in its log what became of it"];
+/** What is installed becomes what was asked for, and has to prove that it works before kubelet is turned to it. */
+async function bringUp(bundle: Bundle, record: Record, options: InstallOptions): Promise<void> {
+  const { version, phase } = record.now;
+  const { say } = options;
+  const isSame = version === bundle.version;
+  if (!isSame && !options.upgrade)
+    throw new PullError(
+      "exists",
+      `version ${version} is installed; "hawser upgrade" replaces it with ${bundle.version}`,
+    );
+  if (!isSame || phase !== "installed") {
+    await upgradeTo(bundle, record, options);
+    return;
+  }
+  say(`version ${version} is installed already`);
+  const maker = new Maker(record);
+  const isWhole = async (path: string): Promise<boolean> => await isReleased(path, version);
+  await maker.tree(placeOf(version), bundle.root, isWhole);
+  await layUnits(maker, bundle);
+  await prove(options.adminSocket, options);
+  await reconfigure(maker, record, options);
+}
+
+/** By a successor of the daemon that runs: no call fails, and no key is left for a restart. */
+async function reconfigure(maker: Maker, record: Record, options: InstallOptions): Promise<void> {
+  const { configuration, say, signal, adminSocket } = options;
+  const replaced = configuration && (await replaceConfiguration(maker, record, configuration, say));
+  if (replaced === undefined) return;
+  const { version } = record.now;
+  try {
+    await succeed({ adminSocket, nextSocket: replaced.adminSocket, signal }, version);
+  } catch (error) {
+    say("putting the former configuration back");
+    await replaced.undo();
+    await succeed({ adminSocket: replaced.adminSocket, nextSocket: adminSocket, signal }, version).catch(
+      () => {},
+    );
+    throw error;
+  }
+}
+
+async function layUnits(maker: Maker, bundle: Bundle): Promise<void> {
+  for (const name of unitNames) await maker.file(`${places.units}/${name}`, await unitOf(bundle, name));
+  await systemctl("daemon-reload");
+  await systemctl("enable", "--now", ...unitNames);
+}
+
+async function prove(
+  adminSocket: string | undefined,
+  { version, say, signal }: InstallOptions,
+): Promise<void> {
+  if (adminSocket !== undefined) await mustAccelerate(adminSocket, version, signal);
+  say(adminSocket === undefined ? "the daemon runs" : "the daemon runs, and its self-test has passed");
+}
+
+/** kubelet first, and nothing more where it would still ask Hawser. */
+async function undo(record: Record, say: (line: string) => void): Promise<void> {
+  const restored = await restoreKubelet(record).catch((error: unknown) => PullError.from(error).message);
+  if (restored !== undefined) say(restored);
+  if ((await whyInUse(record.now.kubelet)) === undefined) await takeBack(record, say);
+}
+
+/** Never throws: why it is taken back is what counts. */
+async function takeBack(record: Record, say: (line: string) => void): Promise<void> {
+  say("taking back what was installed");
+  try {
+    await takeAway(record, say);
+  } catch (error) {
+    say(`that stopped halfway (${PullError.from(error).message}): "hawser uninstall" goes on with it`);
+  }
 }
 
 async function layDown(bundle: Bundle, options: InstallOptions): Promise<Record> {
-  const { say, configuration, signal } = options;
+  const { say, configuration } = options;
   const containerd = await findContainerd(options.containerd);
   say(`containerd answers at ${containerd.address}, with its content in ${containerd.content}`);
   const record = Record.begin({ version: bundle.version, containerd });
   const maker = new Maker(record);
   try {
     await record.set({});
-    await maker.tree(placeOf(bundle.version), bundle.root);
+    await maker.tree(placeOf(bundle.version), bundle.root, async () => false);
     await maker.link(places.current, `versions/${bundle.version}`);
     await maker.link(places.command, `${places.current}/bin/hawser`);
     const dropIn = dropInFor(containerd);
     if (dropIn !== undefined) await maker.file(places.dropIn, dropIn);
     const isNew = await maker.fileUnlessThere(places.config, configFor(containerd, configuration?.text));
     if (!isNew) say(`${places.config} is there already and stays as it is`);
-    for (const name of unitNames) await maker.file(`${places.units}/${name}`, await unitOf(bundle, name));
     say(`version ${bundle.version} is in ${placeOf(bundle.version)}, its units in ${places.units}`);
     failpoint("laid-down");
-    await systemctl("daemon-reload");
-    await systemctl("enable", "--now", ...unitNames);
-    const { adminSocket } = isNew && configuration ? configuration : options;
-    if (adminSocket !== undefined) await mustAccelerate(adminSocket, bundle.version, signal);
-    say(adminSocket === undefined ? "the daemon runs" : "the daemon runs, and its self-test has passed");
+    await layUnits(maker, bundle);
+    await prove(isNew && configuration ? configuration.adminSocket : options.adminSocket, options);
     await record.set({ phase: "installed" });
     return record;
   } catch (error) {
-    say("taking back what was installed");
-    await takeAway(record, say);
+    await takeBack(record, say);
     throw error;
   }
 }
@@ -167,6 +190,6 @@ async function turnKubelet(
   if (!isSame) await changeKubelet(record, planned);
   say(isSame ? `${planned.file} names Hawser already` : `${planned.file} names Hawser now`);
   if (isSame && (await hasRead(record.now.kubelet))) return;
-  if (kubelet.restart) say(`${await restartKubelet()} was restarted`);
+  if (kubelet.restart) say(`${await restartKubelet(record)} was restarted`);
   else say(`kubelet reads that when it starts: ${await restartCommand()}`);
 }

@@ -6,6 +6,7 @@
 import { createHash } from "node:crypto";
 import { chown, readFile, realpath, rm, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { readKubelet, runningKubelet } from "../doctor/kubelet.ts";
 import { Processes, socketOf } from "../doctor/processes.ts";
 import { Tree } from "../doctor/tree.ts";
@@ -14,10 +15,13 @@ import { type Changes, changeTopLevel, plainTopLevel } from "../yaml.ts";
 import { isAfter, startOf, thisMoment } from "./moment.ts";
 import { endpoint, places } from "./places.ts";
 import { type KubeletChange, type Record, writeWhole } from "./record.ts";
-import { systemctl } from "./systemd.ts";
+import { mainPid, systemctl } from "./systemd.ts";
 
 /** What a file of drop-ins begins with; k3s and RKE2 have folders of those, and no file of their own to change. */
 const dropInHead = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+
+/** For so long a restarted kubelet has to be the same process. */
+const watchMs = 3_000;
 
 export interface Planned {
   readonly file: string;
@@ -41,6 +45,7 @@ export async function planKubelet(named: string, parallel: number | undefined): 
     imageServiceEndpoint: endpoint,
     ...(parallel !== undefined && { serializeImagePulls: false, maxParallelImagePulls: parallel }),
   };
+  await mustCount(tree, file, changes);
   try {
     const text = oldText ?? dropInHead;
     const values = plainTopLevel(text);
@@ -49,6 +54,20 @@ export async function planKubelet(named: string, parallel: number | undefined): 
   } catch (error) {
     const { code, message } = PullError.from(error);
     throw new PullError(code, `${file}: ${message}`, { cause: error });
+  }
+}
+
+/** Throws `invalid` when flags or drop-ins say otherwise: kubelet would ignore the change, or not start with it. */
+async function mustCount(tree: Tree, file: string, changes: Changes): Promise<void> {
+  const { over } = await readKubelet({ tree, processes: new Processes(tree) }, undefined, file);
+  for (const [key, value] of Object.entries(changes)) {
+    const said = over.get(key);
+    if (said === undefined || said === String(value)) continue;
+    const todo = `have it say ${String(value)} there, or take it out`;
+    throw new PullError(
+      "invalid",
+      `a flag or drop-in of kubelet says ${key}: ${said}, over ${file}: ${todo}`,
+    );
   }
 }
 
@@ -65,9 +84,10 @@ export async function changeKubelet(record: Record, planned: Planned): Promise<v
   if (isFirst && oldText !== undefined) await writeWhole(places.kubeletBefore, oldText, 0o600);
   const sha256 = digestOf(newText);
   const at = thisMoment();
+  const unit = await unitOfKubelet();
   await record.set({
     kubelet: isFirst
-      ? { file, isNew: oldText === undefined, sha256, before, at }
+      ? { file, isNew: oldText === undefined, sha256, before, at, unit }
       : { ...earlier, sha256, lastAt: at, before: { ...before, ...earlier.before } },
   });
   await replace(file, newText);
@@ -138,11 +158,33 @@ export async function restartCommand(): Promise<string> {
   return `systemctl restart ${(await unitOfKubelet()) ?? "kubelet"}`;
 }
 
-export async function restartKubelet(): Promise<string> {
-  const unit = await unitOfKubelet();
+/** Throws `unavailable`, with its configuration put back, when it does not keep running with it. */
+export async function restartKubelet(record: Record): Promise<string> {
+  const unit = (await unitOfKubelet()) ?? record.now.kubelet?.unit;
   if (unit === undefined) throw new PullError("unavailable", "no kubelet runs here that could be restarted");
+  const isStarted = await systemctl("restart", unit).then(
+    () => true,
+    () => false,
+  );
+  if (isStarted && (await keepsRunning(unit))) return unit;
+  const restored = await restoreKubelet(record);
   await systemctl("restart", unit);
-  return unit;
+  const what = restored === undefined ? "" : `; ${restored}, and it was started with that`;
+  throw new PullError(
+    "unavailable",
+    `${unit} does not keep running (journalctl --unit ${unit} says why)${what}`,
+  );
+}
+
+/** One that cannot take its configuration ends within a second or two, and systemd starts it again and again. */
+async function keepsRunning(unit: string): Promise<boolean> {
+  const first = await mainPid(unit);
+  for (const until = performance.now() + watchMs; performance.now() < until; ) {
+    await sleep(200);
+    const state = await systemctl("show", "--property=ActiveState", "--value", unit);
+    if (state !== "active" || (await mainPid(unit)) !== first) return false;
+  }
+  return first > 0;
 }
 
 async function unitOfKubelet(): Promise<string | undefined> {

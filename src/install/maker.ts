@@ -37,18 +37,22 @@ export class Maker {
     await rename(`${path}.new`, path);
   }
 
-  /** A copy, whole or not there; one that is there already is taken for what it should be. */
-  async tree(path: string, from: string): Promise<void> {
+  /** A copy, whole or not there; one that is there already stays if it is what it should be. */
+  async tree(path: string, from: string, isRight: (path: string) => Promise<boolean>): Promise<void> {
     if (from === path) return;
     await this.#begin("tree", path);
-    if (await isThere(path)) return;
+    if ((await isThere(path)) && (await isRight(path))) return;
     const beside = `${path}.new`;
     await rm(beside, { recursive: true, force: true });
     await cp(from, beside, { recursive: true, verbatimSymlinks: true, preserveTimestamps: true });
     // What kubelet is turned to must be there after a power failure too.
     await syncFileSystem(beside);
+    const former = `${path}.old`;
+    await rm(former, { recursive: true, force: true });
+    if (await isThere(path)) await rename(path, former);
     await rename(beside, path);
     await syncFileSystem(path);
+    await rm(former, { recursive: true, force: true });
   }
 
   /** Takes away what is in the record and for which `isToGo`, the last made first. */
@@ -87,7 +91,9 @@ export class Maker {
 
 async function remove({ kind, path }: Made): Promise<void> {
   // Written down, and never made: on a read-only file system even that could not be removed.
-  if (!(await isThere(path)) && !(await isThere(`${path}.new`))) return;
+  const names = [path, `${path}.new`, `${path}.old`];
+  const isMade = await Promise.all(names.map(isThere));
+  if (!isMade.includes(true)) return;
   if (kind === "folder") {
     await rmdir(path).catch((error: NodeJS.ErrnoException) => {
       // Somebody has put something of their own there.
@@ -95,7 +101,7 @@ async function remove({ kind, path }: Made): Promise<void> {
     });
     return;
   }
-  for (const one of [path, `${path}.new`]) await rm(one, { recursive: kind === "tree", force: true });
+  for (const one of names) await rm(one, { recursive: kind === "tree", force: true });
 }
 
 /** syncfs(2) by coreutils, since the addon is of the release that is being laid down. */

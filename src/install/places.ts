@@ -18,6 +18,8 @@ export const places = {
   /** The units' RuntimeDirectory. */
   runtime: "/run/hawser",
   lock: "/run/hawser-install.lock",
+  /** A release on its way into the node from a container, on the file system where it will lie. */
+  incoming: "/opt/hawser.incoming",
 } as const;
 
 export const unitNames = ["hawser.socket", "hawser.service"] as const;

@@ -25,6 +25,8 @@ export interface KubeletChange {
   readonly before: { readonly [key: string]: Plain | null };
   /** When, for telling which processes have started since. */
   readonly at: Moment;
+  /** What systemd runs kubelet as, where it ran. */
+  readonly unit?: string | undefined;
   /** When for the last time, where that was more than once. */
   readonly lastAt?: Moment;
   /** Set once it has been taken back. */

@@ -29,11 +29,13 @@ export async function uninstall({
   mustBeBooted();
   await using _lock = await takeLock();
   const record = await Record.read();
+  // Of a container that was killed on its way.
+  await rm(places.incoming, { recursive: true, force: true });
   if (record === undefined)
     throw new PullError("not_found", `nothing is installed: there is no ${places.record}`);
   const restored = await restoreKubelet(record);
   if (restored !== undefined) say(restored);
-  if (isToRestart && record.now.kubelet !== undefined) say(`${await restartKubelet()} was restarted`);
+  if (isToRestart && record.now.kubelet !== undefined) say(`${await restartKubelet(record)} was restarted`);
   const use = await whyInUse(record.now.kubelet);
   if (use !== undefined && !force) {
     const todo = 'then "hawser uninstall" again, or have it done with --restart-kubelet';

@@ -7,7 +7,8 @@ import { readFile, rm } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { PullError } from "../errors.ts";
 import { askAdmin } from "../front/client.ts";
-import { type Bundle, openBundle, placeOf, unitOf } from "./bundle.ts";
+import { type Bundle, isReleased, openBundle, placeOf, unitOf } from "./bundle.ts";
+import { type Configuration, type Replaced, replaceConfiguration } from "./configuration.ts";
 import { askStatus, mustAccelerate } from "./health.ts";
 import { takeLock } from "./lock.ts";
 import { Maker } from "./maker.ts";
@@ -20,6 +21,8 @@ export interface UpgradeOptions {
   readonly bundle: string | undefined;
   readonly version: string;
   readonly adminSocket: string | undefined;
+  /** To be laid down with the new version, which may not know the keys of the former one's, nor the other way round. */
+  readonly configuration?: Configuration | undefined;
   readonly say: (line: string) => void;
   readonly signal: AbortSignal;
 }
@@ -53,12 +56,19 @@ export async function upgradeTo(bundle: Bundle, record: Record, options: Upgrade
   const former = record.now.version;
   await record.set({ phase: "upgrading" });
   const maker = new Maker(record);
-  await maker.tree(placeOf(version), bundle.root);
   const units = await readUnits();
+  let replaced: Replaced | undefined;
   try {
-    await turn(maker, bundle, options);
+    await maker.tree(placeOf(version), bundle.root, async (path) => await isReleased(path, version));
+    const { configuration } = options;
+    replaced = configuration && (await replaceConfiguration(maker, record, configuration, say));
+    await turn(maker, bundle, {
+      ...options,
+      nextSocket: replaced ? replaced.adminSocket : options.adminSocket,
+    });
   } catch (error) {
     say(`going back to version ${former}: ${PullError.from(error).message}`);
+    await replaced?.undo();
     await turnBack(maker, former, units, options);
     if (former !== version) await maker.unmake(({ path }) => path === placeOf(version));
     await record.set({ phase: "installed" });
@@ -69,11 +79,11 @@ export async function upgradeTo(bundle: Bundle, record: Record, options: Upgrade
   say(`version ${version} serves in the place of ${former}`);
 }
 
-async function turn(maker: Maker, bundle: Bundle, options: UpgradeOptions): Promise<void> {
+async function turn(maker: Maker, bundle: Bundle, sockets: Succession): Promise<void> {
   for (const name of unitNames) await maker.file(`${places.units}/${name}`, await unitOf(bundle, name));
   await maker.link(places.current, `versions/${bundle.version}`);
   await systemctl("daemon-reload");
-  await succeed(options, bundle.version);
+  await succeed(sockets, bundle.version);
 }
 
 async function turnBack(
@@ -85,25 +95,38 @@ async function turnBack(
   for (const [name, text] of units) await maker.file(`${places.units}/${name}`, text);
   await maker.link(places.current, `versions/${former}`);
   await systemctl("daemon-reload");
-  const socket = options.adminSocket;
-  const serving = socket === undefined ? undefined : await askStatus(socket);
+  const { adminSocket } = options;
+  const serving = adminSocket === undefined ? undefined : await askStatus(adminSocket);
   // Where the successor never served, the one that ran before still does.
   if (typeof serving === "object" && serving.version === former) return;
-  await succeed({ ...options, signal: new AbortController().signal }, former);
+  const { signal } = new AbortController();
+  await succeed({ adminSocket, nextSocket: adminSocket, signal }, former);
+}
+
+/** Where a daemon is asked for a successor, and where that is asked what it does; undefined where there is no such socket. */
+interface Succession {
+  readonly adminSocket: string | undefined;
+  readonly nextSocket: string | undefined;
+  readonly signal: AbortSignal;
 }
 
 /** Has `version` serve: the daemon that runs starts it as its successor; where none does, systemd starts it. */
-async function succeed({ adminSocket, signal }: UpgradeOptions, version: string): Promise<void> {
+export async function succeed(
+  { adminSocket, nextSocket, signal }: Succession,
+  version: string,
+): Promise<void> {
   const pid = await mainPid(service);
   const isDaemon = await isServing(pid);
-  if (isDaemon && adminSocket !== undefined) await askAdmin(adminSocket, "POST", "/succeed");
+  // One whose configuration was changed behind its back listens where it did before.
+  const isHeard = adminSocket !== undefined && typeof (await askStatus(adminSocket)) === "object";
+  if (isDaemon && isHeard) await askAdmin(adminSocket, "POST", "/succeed");
   else if (isDaemon) await systemctl("kill", "--kill-who=main", "--signal=SIGUSR2", service);
   else {
     // The starts of a version that did not keep running are not held against this one.
     await rm(`${places.runtime}/starts`, { force: true });
     await systemctl("restart", service);
   }
-  if (adminSocket !== undefined) await mustAccelerate(adminSocket, version, signal);
+  if (nextSocket !== undefined) await mustAccelerate(nextSocket, version, signal);
   if (isDaemon) await untilGone(pid);
 }
 

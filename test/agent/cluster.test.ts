@@ -40,11 +40,21 @@ test.each<[Answer, string]>([
   expect(await cluster().find(name)).toEqual({ kind });
 });
 
-test("only the metadata of the one object is asked for", async () => {
+test("only metadata is asked for, of the object and its namespace", async () => {
   await cluster().find(name);
+  const type = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
   expect(fake.asked).toEqual([
-    "GET /apis/apps/v1/namespaces/images/daemonsets/hawser application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+    `GET /apis/apps/v1/namespaces/images/daemonsets/hawser ${type}`,
+    `GET /api/v1/namespaces/images ${type}`,
   ]);
+});
+
+test.each<[Answer, string]>([
+  ["deleting", "gone"],
+  ["forbidden", "there"],
+])("what is there, in a namespace that is %s, is %s", async (answer, kind) => {
+  fake.namespace = answer;
+  expect(await cluster().find(name)).toEqual({ kind });
 });
 
 test("a token that was replaced is read anew", async () => {

@@ -227,12 +227,47 @@ test.each<[string, () => readonly string[], string]>([
     () => ["--kubelet-config", "/nowhere.yaml"],
     "/nowhere.yaml is not there",
   ],
-])("%s fails the pod in one line, and leaves nothing", async (_, prepare, line) => {
+])("%s makes the pod unready with one line, and leaves nothing", async (_, prepare, line) => {
   const before = await inventoryOf(node);
-  const { status, stderr } = await pod(`${bundle}/bin/hawser`, ...prepare());
-  expect(stderr).toMatch(/^hawser: .*\n$/);
-  expect(stderr).toContain(line);
-  expect(status).toBe(1);
+  const running = pod(`${bundle}/bin/hawser`, ...prepare());
+  await eventually(async () => {
+    const { status, text } = await scrape("/healthz");
+    expect(text).toContain(line);
+    expect(status).toBe(503);
+  }, "unready");
+  const { status, stderr } = await end(running, "there");
+  expect(stderr).toMatch(/^hawser: .* \(tried again in 10 s\)\n$/);
+  expect(status).toBe(0);
   expect(readFileSync(node.at(kubeletConfig), "utf8")).toBe(kubeletText);
   expect(await inventoryOf(node)).toEqual(before);
+});
+
+test("a release that does not work, taken out again: the version before it goes as well", {
+  timeout: 120_000,
+}, async () => {
+  const before = await inventoryOf(node);
+  const first = pod(`${bundle}/bin/hawser`);
+  await untilReady();
+  await end(first, "there");
+  const broken = await release(node, bundle, "9.9.8", (root) => {
+    writeFileSync(`${root}/libexec/hawser-launch`, "#!/bin/sh\nexit 3\n");
+  });
+  const second = pod(`${broken}/bin/hawser`);
+  await eventually(async () => {
+    const { status, text } = await scrape("/healthz");
+    expect(text).toContain("does not serve");
+    expect(status).toBe(503);
+  }, "unready");
+  expect(await node.ask("hawser", "status")).toContain(`hawser ${version}`);
+  expect((await end(second, "gone")).stdout).toContain("is removed");
+  expect(await inventoryOf(node)).toEqual(before);
+});
+
+test("a DaemonSet that was never found is not missed", async () => {
+  cluster.answer = "gone";
+  const running = pod(`${bundle}/bin/hawser`);
+  await untilReady();
+  const { stdout, stderr } = await end(running, "gone");
+  expect(stderr).toContain("there is no DaemonSet images/hawser");
+  expect(stdout).toContain("the node's service stays");
 });

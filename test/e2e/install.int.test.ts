@@ -204,6 +204,66 @@ test("an installation that fails is taken back: nothing is left, and kubelet's c
   expect(await inventoryOf(node)).toEqual(before);
 });
 
+test("installed again where it was spoilt: it is made whole, and works, before kubelet is turned to it", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  await install();
+  await node.ask("systemctl", "stop", "hawser.socket", "hawser.service");
+  writeFileSync(node.at(`/opt/hawser/versions/${version}/libexec/hawser-launch`), "");
+  const said = await install("--kubelet-config", kubeletConfig, "--restart-kubelet");
+  expect(said).toMatch(
+    /is installed already\n.*self-test has passed\n.*names Hawser now\nkubelet\.service was restarted$/s,
+  );
+  expect(await node.ask("hawser", "status")).toContain("pulls are accelerated");
+});
+
+test("a kubelet that does not come back: its configuration is put back, it runs, and nothing is left", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  const before = await inventoryOf(node);
+  const fails = `[Service]\nExecCondition=\nExecStartPre=/bin/sh -c "! grep -q imageServiceEndpoint ${kubeletConfig}"\n`;
+  node.write("/run/systemd/system/kubelet.service.d/fails.conf", fails);
+  await node.ask("systemctl", "daemon-reload");
+  const refused = await node.run(
+    `${bundle}/bin/hawser`,
+    ...["install", "--kubelet-config", kubeletConfig, "--restart-kubelet"],
+  );
+  expect(refused.stderr).toMatch(/^hawser: .*kubelet.*\n$/);
+  expect(refused.status).toBe(1);
+  expect(node.read(kubeletConfig)).toBe(kubeletText);
+  expect(await node.ask("systemctl", "is-active", "kubelet")).toBe("active");
+  await node.ask("rm", "-r", "/run/systemd/system/kubelet.service.d");
+  await node.ask("systemctl", "daemon-reload");
+  expect(await inventoryOf(node)).toEqual(before);
+});
+
+test("a flag of kubelet's that says otherwise is named, and nothing is changed", async () => {
+  const flag = kubeletUnit.replace("--config=", "--serialize-image-pulls=true --config=");
+  node.write(
+    "/run/systemd/system/kubelet.service.d/flag.conf",
+    flag.replace("ExecStart=", "ExecStart=\nExecStart="),
+  );
+  await node.ask("systemctl", "daemon-reload");
+  await node.ask("systemctl", "restart", "kubelet");
+  const parallel = ["--kubelet-config", kubeletConfig, "--max-parallel-image-pulls", "8"];
+  const refused = await node.run(`${bundle}/bin/hawser`, "install", ...parallel);
+  expect(refused.stderr).toMatch(
+    /^hawser: a flag or drop-in of kubelet says serializeImagePulls: true, .*\n$/,
+  );
+  expect(node.read(kubeletConfig)).toBe(kubeletText);
+  await node.ask("rm", "-r", "/run/systemd/system/kubelet.service.d");
+  await node.ask("systemctl", "daemon-reload");
+});
+
+test("a kubelet in a container is not the node's", async () => {
+  node.write("/etc/hawser/hawser.toml", ours);
+  const inside = ["unshare", "--pid", "--fork", "--mount-proc", "bash", "-c", "exec -a k3s sleep 1000"];
+  await node.ask("systemd-run", "--quiet", "--unit=container", "--slice=kubepods.slice", ...inside);
+  await eventually(async () => await node.ask("pgrep", "-f", "^k3s"), "the container");
+  expect(await install("--kubelet-config", kubeletConfig, "--restart-kubelet")).toContain(
+    "kubelet.service was restarted",
+  );
+  await node.ask("systemctl", "stop", "container");
+});
+
 test("an installation that is killed is taken back by the next one, or removed", async () => {
   node.write("/etc/hawser/hawser.toml", ours);
   const before = await inventoryOf(node);

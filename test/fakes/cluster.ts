@@ -18,6 +18,8 @@ const bodies: Readonly<Record<Answer, { readonly status: number; readonly body: 
 
 export class FakeCluster implements AsyncDisposable {
   answer: Answer = "there";
+  /** What it says of namespaces. */
+  namespace: Answer = "there";
   /** Method, path and Accept of each question. */
   readonly asked: string[] = [];
   readonly token = "the account's token";
@@ -32,7 +34,8 @@ export class FakeCluster implements AsyncDisposable {
     server.on("request", (request, response) => {
       this.asked.push(`${request.method} ${request.url} ${request.headers.accept}`);
       const isKnown = request.headers.authorization === `Bearer ${this.token}`;
-      const { status, body } = bodies[isKnown ? this.answer : "unauthorized"];
+      const answer = request.url?.startsWith("/api/v1/namespaces/") ? this.namespace : this.answer;
+      const { status, body } = bodies[isKnown ? answer : "unauthorized"];
       response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
     });
   }

@@ -148,6 +148,7 @@ test("the configuration is one, and the account may ask for just that DaemonSet"
       resourceNames: [daemonSet?.metadata.name],
       verbs: ["get"],
     },
+    { apiGroups: [""], resources: ["namespaces"], verbs: ["get"] },
   ]);
   const [account, asked] =
     argumentsOf(objects)
