@@ -222,10 +222,8 @@ test("a kubelet that does not come back: its configuration is put back, it runs,
   const fails = `[Service]\nExecCondition=\nExecStartPre=/bin/sh -c "! grep -q imageServiceEndpoint ${kubeletConfig}"\n`;
   node.write("/run/systemd/system/kubelet.service.d/fails.conf", fails);
   await node.ask("systemctl", "daemon-reload");
-  const refused = await node.run(
-    `${bundle}/bin/hawser`,
-    ...["install", "--kubelet-config", kubeletConfig, "--restart-kubelet"],
-  );
+  const turn = ["--kubelet-config", kubeletConfig, "--restart-kubelet"];
+  const refused = await node.run(`${bundle}/bin/hawser`, "install", ...turn);
   expect(refused.stderr).toMatch(/^hawser: .*kubelet.*\n$/);
   expect(refused.status).toBe(1);
   expect(node.read(kubeletConfig)).toBe(kubeletText);
