@@ -14,7 +14,7 @@ const budgets: readonly Budget[] = [
   { name: "fuzz", secondsMax: 60, files: /\/fuzz\// },
   {
     name: "nodes and releases",
-    secondsMax: 420,
+    secondsMax: 640,
     files: /\/(?:release|kubernetes)\/|\/e2e\/(?:agent|install|service|front)\.int/,
   },
   {
