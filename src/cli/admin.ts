@@ -12,13 +12,10 @@ export async function askDaemon(
   body?: unknown,
 ): Promise<unknown> {
   const { config, problems } = await loadConfig(configFile);
-  // One that was named, and says nothing, must not have another daemon asked.
-  const [problem] = problems;
-  if (configFile !== undefined && problem !== undefined)
-    throw new PullError(
-      "invalid",
-      `${configFile}: ${[problem.path, problem.message].filter(Boolean).join(": ")}`,
-    );
+  // A named file that says nothing must not have another daemon asked; a wrong key elsewhere in it is no hindrance.
+  const unread = problems.find((problem) => problem.path === "");
+  if (configFile !== undefined && unread !== undefined)
+    throw new PullError("invalid", `${configFile}: ${unread.message}`);
   if (config.admin.listen === "off")
     throw new PullError("invalid", "the daemon cannot be asked: admin.listen is off");
   return await askAdmin(config.admin.listen, method, path, body);

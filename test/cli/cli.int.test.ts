@@ -181,6 +181,10 @@ describe("status and passthrough", () => {
       stdout: "",
       stderr: `hawser: cannot ask the daemon at ${folder}/absent.sock: nobody listens there (is "hawser serve" running?)\n`,
     });
+    const nowhere = join(folder, "nowhere.toml");
+    expect(hawser(["status", "--config", nowhere]).stderr).toBe(
+      `hawser: ${nowhere}: cannot be read: ENOENT: no such file or directory\n`,
+    );
     writeFileSync(path, '[admin]\nlisten = "off"\n');
     expect(hawser(["passthrough", "on", "--config", path]).stderr).toBe(
       "hawser: the daemon cannot be asked: admin.listen is off\n",

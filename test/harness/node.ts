@@ -1,7 +1,7 @@
 // A node: a Debian of its own with systemd and containerd, booted in namespaces of this machine.
 //
 // systemd is its first process, in a cgroup of its own, and sees nothing of this machine but its network. Its files are
-// an overlay over a root that is made once; /run and containerd's root are file systems of their own, as overlayfs asks
+// an overlay over a root that is made once; /run, /opt and containerd's root are file systems of their own, as overlayfs asks
 // for it, and are seen from here at the same places below `root`.
 
 import { execFileSync, spawn } from "node:child_process";
@@ -74,6 +74,8 @@ export class PrivateNode implements AsyncDisposable {
       "",
     );
     this.#mount(["-t", "tmpfs", "-o", "mode=755", "tmpfs"], "run");
+    // An installation is synced to disk, which would be this machine's, with all that its other programs write.
+    this.#mount(["-t", "tmpfs", "-o", "mode=755", "tmpfs"], "opt");
     mkdirSync(join(this.root, "var/lib/containerd"), { recursive: true, mode: 0o711 });
     this.#mount(["-t", "tmpfs", "-o", "mode=711", "tmpfs"], "var/lib/containerd");
     this.#cgroup = mkdtempSync(join(cgroups(), "hawser-test-"));
