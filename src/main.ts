@@ -2,39 +2,34 @@
 // The program: from arguments to a command, from signals to an interruption, from errors to an exit code.
 
 import { readFileSync } from "node:fs";
-import { agent } from "./cli/agent.ts";
 import { type Command, type Context, type Pipe, UsageError } from "./cli/command.ts";
-import { config } from "./cli/config.ts";
-import { doctor } from "./cli/doctor.ts";
-import { install, uninstall, upgrade } from "./cli/install.ts";
-import { passthrough } from "./cli/passthrough.ts";
-import { pull } from "./cli/pull.ts";
-import { puller } from "./cli/puller.ts";
-import { serve } from "./cli/serve.ts";
-import { status } from "./cli/status.ts";
 import { PullError } from "./errors.ts";
 import { armFailpoint } from "./failpoint.ts";
 
-const commands: readonly Command[] = [
-  serve,
-  pull,
-  config,
-  doctor,
-  status,
-  passthrough,
-  install,
-  upgrade,
-  uninstall,
-  agent,
-  puller,
-];
+/** Loaded when asked for, since most of a short command's time would go into what others need. */
+const commands: Readonly<Record<string, () => Promise<Command>>> = {
+  serve: async () => (await import("./cli/serve.ts")).serve,
+  pull: async () => (await import("./cli/pull.ts")).pull,
+  config: async () => (await import("./cli/config.ts")).config,
+  doctor: async () => (await import("./cli/doctor.ts")).doctor,
+  status: async () => (await import("./cli/status.ts")).status,
+  passthrough: async () => (await import("./cli/passthrough.ts")).passthrough,
+  install: async () => (await import("./cli/install.ts")).install,
+  upgrade: async () => (await import("./cli/install.ts")).upgrade,
+  uninstall: async () => (await import("./cli/install.ts")).uninstall,
+  agent: async () => (await import("./cli/agent.ts")).agent,
+  puller: async () => (await import("./cli/puller.ts")).puller,
+};
 
-const usage = `Hawser makes image pulls fast on a Kubernetes node that runs containerd.
+async function usage(): Promise<string> {
+  const all = await Promise.all(Object.values(commands).map((load) => load()));
+  const lines = all.flatMap(({ name, summary }) => (summary ? [`  ${name.padEnd(13)}${summary}`] : []));
+  return `Hawser makes image pulls fast on a Kubernetes node that runs containerd.
 
 Usage: hawser COMMAND [OPTIONS]
 
 Commands:
-${commands.flatMap(({ name, summary }) => (summary ? [`  ${name.padEnd(13)}${summary}`] : [])).join("\n")}
+${lines.join("\n")}
   version      print the version
 
 Run "hawser COMMAND --help" for a command's options. Settings are read from /etc/hawser/hawser.toml, every one of
@@ -44,24 +39,26 @@ Try it beside a running containerd, as root:
   hawser serve &
   hawser pull docker.io/library/busybox:latest
 `;
+}
 
 async function main(argv: readonly string[], context: Context): Promise<number> {
   // "help pull" is "pull --help".
   const [name, ...args] = argv[0] === "help" ? [...argv.slice(1), "--help"] : argv;
   if (name === "--help" || name === "-h") {
-    context.stdout(usage);
+    context.stdout(await usage());
     return 0;
   }
   if (name === "version" || name === "--version") {
     context.stdout(`hawser ${context.version} (node ${process.version})\n`);
     return 0;
   }
-  const command = commands.find((one) => one.name === name);
-  if (command === undefined) {
+  const load = name !== undefined && Object.hasOwn(commands, name) ? commands[name] : undefined;
+  if (load === undefined) {
     throw new UsageError(
       name === undefined ? "expected a command" : `there is no command ${JSON.stringify(name)}`,
     );
   }
+  const command = await load();
   if (args.includes("--help") || args.includes("-h")) {
     context.stdout(command.help);
     return 0;
