@@ -9,18 +9,16 @@ import type { LayerLimits } from "./layer.ts";
 /** Below this much output a high ratio is of no consequence. */
 const ratioFromBytes = 64 * 1024 * 1024;
 
-export class Checks {
+/** Of the blob, and of how much comes out of it. */
+export class BlobCheck {
   readonly #descriptor: Descriptor;
-  readonly #diffID: Digest;
   readonly #limits: LayerLimits;
-  readonly #blobHash = createHash("sha256");
-  readonly #tarHash = createHash("sha256");
+  readonly #hash = createHash("sha256");
   #blobBytes = 0;
   #tarBytes = 0;
 
-  constructor(descriptor: Descriptor, diffID: Digest, limits: LayerLimits) {
+  constructor(descriptor: Descriptor, limits: LayerLimits) {
     this.#descriptor = descriptor;
-    this.#diffID = diffID;
     this.#limits = limits;
   }
 
@@ -31,13 +29,12 @@ export class Checks {
   /** Bytes of the blob as they are on the wire. */
   blob(bytes: Uint8Array): void {
     this.#blobBytes += bytes.length;
-    this.#blobHash.update(bytes);
+    this.#hash.update(bytes);
   }
 
-  /** Bytes after inflating. Throws `exhausted` past a limit. */
-  tar(bytes: Uint8Array): void {
-    this.#tarBytes += bytes.length;
-    this.#tarHash.update(bytes);
+  /** So many bytes more after inflating. Throws `exhausted` past a limit. */
+  inflated(bytes: number): void {
+    this.#tarBytes += bytes;
     const { bytesMax, ratioMax } = this.#limits;
     if (this.#tarBytes > bytesMax) {
       throw new PullError("exhausted", `the layer is over ${bytesMax} bytes long (unpack.max_layer_size)`);
@@ -47,17 +44,39 @@ export class Checks {
     }
   }
 
-  /** Throws `corrupt`, with both sides, when the blob or the tar stream is not what was announced. */
+  /** Throws `corrupt`, with both sides, when the blob is not what was announced. */
   finish(): void {
     const { digest, size } = this.#descriptor;
     if (this.#blobBytes !== size) {
       throw new PullError("corrupt", `layer ${digest} has ${this.#blobBytes} bytes instead of ${size}`);
     }
-    const blob = `sha256:${this.#blobHash.digest("hex")}`;
+    const blob = `sha256:${this.#hash.digest("hex")}`;
     if (blob !== digest) throw new PullError("corrupt", `layer ${digest} has the digest ${blob}`);
-    const tar = `sha256:${this.#tarHash.digest("hex")}`;
-    if (tar !== this.#diffID) {
-      throw new PullError("corrupt", `layer ${digest} has the diffID ${tar} instead of ${this.#diffID}`);
-    }
   }
+}
+
+/** Of the tar stream. */
+export class TarCheck {
+  readonly #digest: Digest;
+  readonly #diffID: Digest;
+  readonly #hash = createHash("sha256");
+
+  constructor(digest: Digest, diffID: Digest) {
+    this.#digest = digest;
+    this.#diffID = diffID;
+  }
+
+  tar(bytes: Uint8Array): void {
+    this.#hash.update(bytes);
+  }
+
+  /** Throws `corrupt`, with both sides, when the stream is not what was announced. */
+  finish(): void {
+    const tar = `sha256:${this.#hash.digest("hex")}`;
+    if (tar !== this.#diffID) throw wrongDiffID(this.#digest, tar, this.#diffID);
+  }
+}
+
+export function wrongDiffID(digest: Digest, found: string, announced: Digest): PullError {
+  return new PullError("corrupt", `layer ${digest} has the diffID ${found} instead of ${announced}`);
 }

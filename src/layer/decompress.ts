@@ -1,10 +1,11 @@
 // From a blob's bytes to the tar stream: gzip, zstd or nothing, decided by the media type and the first bytes.
 //
-// Compressed chunks are pushed in, pieces of the tar stream come out through a callback in one reused buffer.
+// Compressed chunks are pushed in; the tar stream goes to an outlet, or in pieces to a callback.
 
 import { PullError } from "../errors.ts";
 import type { Binding, Inflater } from "../native.ts";
 import type { Packing } from "../oci/media.ts";
+import type { Outlet } from "./outlet.ts";
 
 /** Takes buffer[start, end); must be done with it before it returns. */
 export type Output = (buffer: Buffer, start: number, end: number) => void;
@@ -44,8 +45,6 @@ export function sniff(head: Uint8Array): Compression {
   return "none";
 }
 
-const outputBytes = 1024 * 1024;
-
 /** Collects the first bytes, then hands everything to the decompressor that they call for. */
 export class Sniffer implements Decompressor {
   readonly #open: (compression: Compression) => Decompressor;
@@ -83,15 +82,15 @@ export class Sniffer implements Decompressor {
   }
 }
 
-/** The native decompressors. */
-export function openNative(native: Binding, compression: Compression, output: Output): Decompressor {
+/** The native decompressors, which write straight into the outlet's room. */
+export function openNative(native: Binding, compression: Compression, outlet: Outlet): Decompressor {
   switch (compression) {
     case "gzip":
-      return new NativeInflate(native, native.createGzip(), compression, output);
+      return new NativeInflate(native, native.createGzip(), compression, outlet);
     case "zstd":
-      return new NativeInflate(native, native.createZstd(), compression, output);
+      return new NativeInflate(native, native.createZstd(), compression, outlet);
     case "none":
-      return new PassThrough(output);
+      return new Copy(outlet);
   }
 }
 
@@ -99,46 +98,38 @@ class NativeInflate implements Decompressor {
   readonly #native: Binding;
   readonly #inflater: Inflater;
   readonly #compression: Compression;
-  readonly #output: Output;
-  readonly #buffer = Buffer.allocUnsafeSlow(outputBytes);
+  readonly #outlet: Outlet;
   readonly #counts = new Float64Array(2);
   #atBoundary = false;
 
-  constructor(native: Binding, inflater: Inflater, compression: Compression, output: Output) {
+  constructor(native: Binding, inflater: Inflater, compression: Compression, outlet: Outlet) {
     this.#native = native;
     this.#inflater = inflater;
     this.#compression = compression;
-    this.#output = output;
+    this.#outlet = outlet;
   }
 
-  push(buffer: Buffer, start: number, end: number): void {
-    let at = start;
-    let filled = 0;
-    for (;;) {
-      const room = outputBytes - filled;
+  push(input: Buffer, start: number, end: number): void {
+    const counts = this.#counts;
+    for (let at = start; ; ) {
+      const room = this.#outlet.room();
       const status = this.#native.inflate(
         this.#inflater,
-        buffer,
+        input,
         at,
         end,
-        this.#buffer,
-        filled,
-        outputBytes,
-        this.#counts,
+        room.buffer,
+        room.start,
+        room.end,
+        counts,
       );
       if (status < 0) throw new PullError("corrupt", `the layer is not valid ${this.#compression}`);
-      const [consumed = 0, produced = 0] = this.#counts;
+      const [consumed = 0, produced = 0] = counts;
       at += consumed;
-      filled += produced;
+      this.#outlet.filled(produced);
       this.#atBoundary = status === 1;
-      // A full output buffer may have left more inside of the decompressor, whose input is all consumed.
-      const isDone = at === end && produced < room;
-      // Pieces of many small members go out together.
-      if (filled > 0 && (isDone || filled === outputBytes)) {
-        this.#output(this.#buffer, 0, filled);
-        filled = 0;
-      }
-      if (isDone) return;
+      // Full room may have left more inside of the decompressor, whose input is all consumed.
+      if (at === end && produced < room.end - room.start) return;
       if (consumed === 0 && produced === 0)
         throw new PullError("corrupt", `the ${this.#compression} stream is stuck`);
     }
@@ -151,4 +142,26 @@ class NativeInflate implements Decompressor {
   [Symbol.dispose](): void {
     this.#native.release(this.#inflater);
   }
+}
+
+/** For a blob that is the tar stream itself, although its type would let it be packed. */
+class Copy implements Decompressor {
+  readonly #outlet: Outlet;
+
+  constructor(outlet: Outlet) {
+    this.#outlet = outlet;
+  }
+
+  push(input: Buffer, start: number, end: number): void {
+    for (let at = start; at < end; ) {
+      const room = this.#outlet.room();
+      const bytes = input.copy(room.buffer, room.start, at, Math.min(end, at + room.end - room.start));
+      this.#outlet.filled(bytes);
+      at += bytes;
+    }
+  }
+
+  end(): void {}
+
+  [Symbol.dispose](): void {}
 }

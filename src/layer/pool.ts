@@ -1,14 +1,16 @@
 // The layer room put together: a pool of worker threads that unpack, behind the face of layer.ts.
 //
-// Workers are started at once and kept, so that no pull waits for one to come up. A worker is never terminated in the
-// middle of a layer: it is asked through shared memory to stop, and does so between two entries.
+// Workers are started at once and kept, so that no pull waits for one to come up. A layer holds a slot, and for each slot
+// there are two workers, which a large layer takes both. A worker is never terminated in the middle of a layer: it is asked
+// through shared memory to stop, and does so between two entries.
 
 import { Piscina } from "piscina";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
 import { loadNative } from "../native.ts";
 import { inheritNative, inheritPortable } from "./inherit.ts";
 import type { ImplicitDirectories, LayerEngine, LayerJob, UnpackedLayer } from "./layer.ts";
-import { type Outcome, phases, type Task } from "./task.ts";
+import { makeRing, type Ring } from "./ring.ts";
+import type { Failed, Outcome, Part, Task } from "./task.ts";
 
 export interface EngineOptions {
   readonly engine: "native" | "portable";
@@ -18,6 +20,9 @@ export interface EngineOptions {
   readonly workerFile: URL;
 }
 
+/** A blob below this is unpacked before a second worker would be of use. */
+const twoLanesBytesMin = 1024 * 1024;
+
 /** Throws `unsupported` when the native engine is asked for and its addon cannot be loaded. */
 export function createEngine(options: EngineOptions): LayerEngine {
   return new WorkerEngine(options);
@@ -26,8 +31,11 @@ export function createEngine(options: EngineOptions): LayerEngine {
 class WorkerEngine implements LayerEngine {
   readonly name: "native" | "portable";
   readonly #pool: Piscina<Task, Outcome>;
+  readonly #slots: Slots;
   readonly #inherit: LayerEngine["inherit"];
-  readonly #running = new Set<Promise<Outcome>>();
+  readonly #running = new Set<Promise<unknown>>();
+  /** Of layers that are done, for the next ones; none is kept once nothing is unpacked. */
+  #rings: Ring[] = [];
   #isClosed = false;
 
   constructor(options: EngineOptions) {
@@ -39,10 +47,12 @@ class WorkerEngine implements LayerEngine {
       this.#inherit = (upper, lowers, directories, signal) =>
         inheritNative(native.binding, upper, lowers, directories, signal);
     }
+    this.#slots = new Slots(options.threads);
+    const workers = options.engine === "native" ? 2 * options.threads : options.threads;
     this.#pool = new Piscina({
       filename: options.workerFile.href,
-      minThreads: options.threads,
-      maxThreads: options.threads,
+      minThreads: workers,
+      maxThreads: workers,
       concurrentTasksPerWorker: 1,
     });
   }
@@ -50,22 +60,15 @@ class WorkerEngine implements LayerEngine {
   async unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer> {
     throwIfAborted(signal);
     if (this.#isClosed) throw new PullError("cancelled", "the layer engine is closed");
-    const task = { engine: this.name, job, phase: new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT) };
-    const run = this.#run(task);
+    // Nothing is awaited when there is a slot, so that the workers begin before the caller goes on.
+    if (!this.#slots.take()) await this.#slots.wait(signal);
+    const run = this.#unpack(job, signal).finally(() => this.#slots.release());
     this.#running.add(run);
-    run.finally(() => this.#running.delete(run)).catch(() => {});
-    const outcome = await whileWaiting(run, task.phase, signal);
-    if (outcome.kind === "unpacked") return outcome.layer;
-    throwIfAborted(signal);
-    throw new PullError(outcome.code, outcome.message);
-  }
-
-  async #run(task: Task): Promise<Outcome> {
     try {
-      return await this.#pool.run(task);
-    } catch (error) {
-      // The worker itself failed.
-      throw PullError.from(error);
+      return await run;
+    } finally {
+      this.#running.delete(run);
+      if (this.#running.size === 0) this.#rings = [];
     }
   }
 
@@ -91,23 +94,99 @@ class WorkerEngine implements LayerEngine {
     await Promise.allSettled(this.#running);
     await this.#pool.close();
   }
+
+  async #unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer> {
+    const began = performance.now();
+    const cancelled = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+    const cancel = (): void => void Atomics.store(new Int32Array(cancelled), 0, 1);
+    signal.addEventListener("abort", cancel, { once: true });
+    if (signal.aborted) cancel();
+    const ring = this.#ringFor(job);
+    try {
+      const tasks = partsOf(this.name, ring).map((part) => ({ part, job, cancelled }));
+      const outcomes = await Promise.all(tasks.map((task) => this.#run(task, cancel)));
+      return layerOf(outcomes, performance.now() - began);
+    } catch (error) {
+      throwIfAborted(signal);
+      throw error;
+    } finally {
+      signal.removeEventListener("abort", cancel);
+      if (ring) this.#rings.push(ring);
+    }
+  }
+
+  #ringFor({ descriptor }: LayerJob): Ring | undefined {
+    const isOne = this.name === "portable" || descriptor.size < twoLanesBytesMin;
+    return isOne ? undefined : makeRing(this.#rings.pop());
+  }
+
+  /** A worker that fails itself is a failed layer; whoever works beside it is told to stop. */
+  async #run(task: Task, cancel: () => void): Promise<Outcome> {
+    try {
+      return await this.#pool.run(task);
+    } catch (error) {
+      cancel();
+      const { code, message } = PullError.from(error);
+      return { kind: "failed", code, message };
+    }
+  }
 }
 
-/**
- * A task's outcome. When the signal is aborted a task that runs is asked to stop and still waited for, since it writes
- * until then; one that has not begun will not, and is left at once.
- */
-async function whileWaiting(
-  run: Promise<Outcome>,
-  phase: SharedArrayBuffer,
-  signal: AbortSignal,
-): Promise<Outcome> {
-  const cell = new Int32Array(phase);
-  return await new Promise<Outcome>((resolve, reject) => {
-    const onAbort = (): void => {
-      if (Atomics.exchange(cell, 0, phases.cancelled) === phases.waiting) reject(abortError(signal));
-    };
-    signal.addEventListener("abort", onAbort, { once: true });
-    run.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-  });
+function partsOf(engine: "native" | "portable", ring: Ring | undefined): readonly Part[] {
+  if (ring === undefined) return [{ kind: engine }];
+  return [
+    { kind: "apply", ring },
+    { kind: "inflate", ring },
+  ];
+}
+
+/** What the parts come to. Of two that failed one was only cut off by the other's failure. */
+function layerOf(outcomes: readonly Outcome[], elapsedMs: number): UnpackedLayer {
+  const failures = outcomes.filter((outcome): outcome is Failed => outcome.kind === "failed");
+  const failure = failures.find(({ code }) => code !== "cancelled") ?? failures[0];
+  if (failure) throw new PullError(failure.code, failure.message);
+  const [first, second] = outcomes;
+  if (first?.kind === "unpacked") return first.layer;
+  if (first?.kind === "applied" && second?.kind === "inflated")
+    return { ...first.layer, ...second.layer, elapsedMs };
+  throw new PullError("internal", "the workers did something else");
+}
+
+/** So many at once; the others wait in the order in which they came. */
+class Slots {
+  #free: number;
+  #waiting: (() => void)[] = [];
+
+  constructor(count: number) {
+    this.#free = count;
+  }
+
+  /** False when there is none. */
+  take(): boolean {
+    if (this.#free === 0) return false;
+    this.#free -= 1;
+    return true;
+  }
+
+  /** Resolves with one taken; rejects as soon as the signal is aborted. */
+  async wait(signal: AbortSignal): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      const take = (): void => {
+        signal.removeEventListener("abort", leave);
+        resolve();
+      };
+      const leave = (): void => {
+        this.#waiting = this.#waiting.filter((one) => one !== take);
+        reject(abortError(signal));
+      };
+      this.#waiting.push(take);
+      signal.addEventListener("abort", leave, { once: true });
+    });
+  }
+
+  release(): void {
+    const next = this.#waiting.shift();
+    if (next) next();
+    else this.#free += 1;
+  }
 }

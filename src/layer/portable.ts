@@ -8,13 +8,13 @@
 import { Inflate } from "pako";
 import { PullError } from "../errors.ts";
 import { layerPacking } from "../oci/media.ts";
-import { Checks } from "./check.ts";
+import { BlobCheck, TarCheck } from "./check.ts";
 import { type Compression, type Decompressor, type Output, PassThrough, Sniffer } from "./decompress.ts";
 import { noDirectories } from "./directories.ts";
 import type { LayerJob, UnpackedLayer } from "./layer.ts";
 import { PlainArchive } from "./plain.ts";
+import { SpoolReader } from "./reader.ts";
 import { TarParser } from "./tar.ts";
-import { SpoolReader } from "./unpack.ts";
 import { Writer } from "./writer.ts";
 
 /** Small, because what a piece inflates to (up to 1032 times as much) waits in memory for tar-fs. */
@@ -22,12 +22,14 @@ const pieceBytes = 16 * 1024;
 
 export async function unpackPortable(job: LayerJob, isCancelled: () => boolean): Promise<UnpackedLayer> {
   const began = performance.now();
-  const checks = new Checks(job.descriptor, job.diffID, job.limits);
+  const blobCheck = new BlobCheck(job.descriptor, job.limits);
+  const tarCheck = new TarCheck(job.descriptor.digest, job.diffID);
   const archive = new PlainArchive(job.base);
   const parser = new TarParser(archive, job.limits.entriesMax);
   const waiting: Buffer[] = [];
   const output: Output = (buffer, start, end) => {
-    checks.tar(buffer.subarray(start, end));
+    blobCheck.inflated(end - start);
+    tarCheck.tar(buffer.subarray(start, end));
     const piece = Buffer.from(buffer.subarray(start, end));
     // tar-fs would read on behind the archive's end.
     waiting.push(piece.subarray(0, parser.feed(piece, 0, piece.length)));
@@ -40,7 +42,7 @@ export async function unpackPortable(job: LayerJob, isCancelled: () => boolean):
   // tar-fs writes in this same thread, which must not block while it waits for bytes.
   await spool.ready();
   for (let chunk = spool.next(); chunk; chunk = spool.next()) {
-    checks.blob(chunk);
+    blobCheck.blob(chunk);
     for (let at = 0; at < chunk.length; at += pieceBytes) {
       sniffer.push(chunk, at, Math.min(chunk.length, at + pieceBytes));
       for (const piece of waiting.splice(0)) await writer.write(piece);
@@ -51,10 +53,11 @@ export async function unpackPortable(job: LayerJob, isCancelled: () => boolean):
   parser.end();
   for (const piece of waiting.splice(0)) await writer.write(piece);
   await writer.end();
-  checks.finish();
+  blobCheck.finish();
+  tarCheck.finish();
   await writer.describe();
   return {
-    bytes: checks.tarBytes,
+    bytes: blobCheck.tarBytes,
     entries: parser.entries,
     implicitDirectories: noDirectories,
     waitedMs: spool.waitedMs,

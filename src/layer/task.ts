@@ -2,17 +2,29 @@
 
 import type { ErrorCode } from "../errors.ts";
 import type { LayerJob, UnpackedLayer } from "./layer.ts";
+import type { Ring } from "./ring.ts";
+import type { AppliedLayer, InflatedLayer } from "./unpack.ts";
+
+/** What a worker does of a layer: everything, or one of two lanes beside another worker. */
+export type Part =
+  | { readonly kind: "native" | "portable" }
+  | { readonly kind: "inflate" | "apply"; readonly ring: Ring };
 
 export interface Task {
-  readonly engine: "native" | "portable";
+  readonly part: Part;
   readonly job: LayerJob;
-  /** One 32-bit integer, from `phases`. */
-  readonly phase: SharedArrayBuffer;
+  /** One 32-bit integer, which is not 0 once the layer is not wanted any more. */
+  readonly cancelled: SharedArrayBuffer;
 }
-
-/** The pool cancels at any time; a worker begins only what is still waiting. */
-export const phases = { waiting: 0, running: 1, cancelled: 2 } as const;
 
 export type Outcome =
   | { readonly kind: "unpacked"; readonly layer: UnpackedLayer }
-  | { readonly kind: "failed"; readonly code: ErrorCode; readonly message: string };
+  | { readonly kind: "inflated"; readonly layer: InflatedLayer }
+  | { readonly kind: "applied"; readonly layer: AppliedLayer }
+  | Failed;
+
+export interface Failed {
+  readonly kind: "failed";
+  readonly code: ErrorCode;
+  readonly message: string;
+}

@@ -1,91 +1,168 @@
-// The data plane's loop, in a worker thread: spool, sha256, inflate, sha256, tar, apply, right behind the watermark.
+// The data plane: spool, sha256, inflate in one lane; sha256, tar, apply in the other; right behind the watermark.
 //
-// Memory is a few fixed buffers, whatever the layer's size. The stream is read to its very end, since bytes after the
-// archive's end count for both digests.
+// A small layer goes through both in one thread, a large one through two threads with a ring between them. Memory is a few
+// fixed buffers, whatever the layer's size. The stream is read to its very end, since bytes after the archive's end
+// count for both digests. When both lanes fail it is the second's failure that counts: it came earlier in the stream.
 
-import { closeSync, openSync, readSync } from "node:fs";
-import { setTimeout } from "node:timers/promises";
-import { PullError } from "../errors.ts";
 import type { Binding } from "../native.ts";
 import { layerPacking } from "../oci/media.ts";
-import { isReady, waitForBytes } from "../spool.ts";
 import { Applier } from "./apply.ts";
-import { Checks } from "./check.ts";
+import { BlobCheck, TarCheck, wrongDiffID } from "./check.ts";
 import { openNative, Sniffer } from "./decompress.ts";
-import type { LayerJob, UnpackedLayer } from "./layer.ts";
+import type { ImplicitDirectories, LayerJob, UnpackedLayer } from "./layer.ts";
+import { CallbackOutlet, type Outlet, type Room } from "./outlet.ts";
+import { SpoolReader } from "./reader.ts";
+import { type Ring, RingReader, RingWriter } from "./ring.ts";
 import { TarParser } from "./tar.ts";
 import { Tree } from "./tree.ts";
 
-const inputBytes = 256 * 1024;
-const pollMs = 10;
-
-export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): UnpackedLayer {
-  const began = performance.now();
-  const checks = new Checks(job.descriptor, job.diffID, job.limits);
-  using tree = new Tree(native, job.staging);
-  using applier = new Applier(native, tree, job.base, isCancelled);
-  const parser = new TarParser(applier, job.limits.entriesMax);
-  const output = (buffer: Buffer, start: number, end: number): void => {
-    checks.tar(buffer.subarray(start, end));
-    parser.feed(buffer, start, end);
-  };
-  using sniffer = new Sniffer(layerPacking(job.descriptor.mediaType), (compression) =>
-    openNative(native, compression, output),
-  );
-  using spool = new SpoolReader(job.spool, isCancelled);
-  for (let chunk = spool.next(); chunk; chunk = spool.next()) {
-    checks.blob(chunk);
-    sniffer.push(chunk, 0, chunk.length);
-  }
-  sniffer.end();
-  parser.end();
-  checks.finish();
-  applier.complete();
-  return {
-    bytes: checks.tarBytes,
-    entries: parser.entries,
-    implicitDirectories: tree.directories.implicit(),
-    waitedMs: spool.waitedMs,
-    elapsedMs: performance.now() - began,
-  };
+/** What the first lane has to tell in the end. */
+export interface InflatedLayer {
+  /** Of the tar stream. */
+  readonly bytes: number;
+  readonly waitedMs: number;
 }
 
-/** Reads a spool from start to end behind its watermark. Blocks the thread; for workers only. */
-export class SpoolReader implements Disposable {
-  readonly #spool: LayerJob["spool"];
-  readonly #isCancelled: () => boolean;
-  readonly #fd: number;
-  readonly #buffer = Buffer.allocUnsafeSlow(inputBytes);
-  #position = 0;
-  waitedMs = 0;
+/** What the second lane has to tell. */
+export interface AppliedLayer {
+  readonly entries: number;
+  readonly implicitDirectories: ImplicitDirectories;
+}
 
-  constructor(spool: LayerJob["spool"], isCancelled: () => boolean) {
-    this.#spool = spool;
-    this.#isCancelled = isCancelled;
-    this.#fd = openSync(spool.path, "r");
+/** Both lanes in this thread. */
+export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): UnpackedLayer {
+  const began = performance.now();
+  using second = new ApplyLane(job, native, isCancelled);
+  const outlet = new CallbackOutlet((buffer, start, end) => second.take(buffer, start, end));
+  const inflated = inflateTo(outlet, job, native, isCancelled);
+  const applied = second.finish();
+  return { ...inflated, ...applied, elapsedMs: performance.now() - began };
+}
+
+/** The first lane, whose thread fills the ring. */
+export function inflateLayer(
+  job: LayerJob,
+  ring: Ring,
+  native: Binding,
+  isCancelled: () => boolean,
+): InflatedLayer {
+  using writer = new RingWriter(ring, isCancelled);
+  const inflated = inflateTo(writer, job, native, isCancelled);
+  writer.end();
+  return inflated;
+}
+
+/** The second lane, whose thread empties it. */
+export function applyLayer(
+  job: LayerJob,
+  ring: Ring,
+  native: Binding,
+  isCancelled: () => boolean,
+): AppliedLayer {
+  using reader = new RingReader(ring, isCancelled);
+  using lane = new ApplyLane(job, native, isCancelled);
+  for (let room = reader.next(); room; room = reader.next()) lane.take(room.buffer, room.start, room.end);
+  return lane.finish();
+}
+
+function inflateTo(
+  outlet: Outlet,
+  job: LayerJob,
+  native: Binding,
+  isCancelled: () => boolean,
+): InflatedLayer {
+  const check = new BlobCheck(job.descriptor, job.limits);
+  const counted = new CountedOutlet(outlet, check);
+  using spool = new SpoolReader(job.spool, isCancelled);
+  if (layerPacking(job.descriptor.mediaType) === "none") passOn(spool, counted, check);
+  else inflate(spool, counted, check, native);
+  check.finish();
+  return { bytes: check.tarBytes, waitedMs: spool.waitedMs };
+}
+
+/** A blob that is the tar stream is read to where the second lane looks at it. */
+function passOn(spool: SpoolReader, outlet: Outlet, check: BlobCheck): void {
+  for (;;) {
+    const { buffer, start, end } = outlet.room();
+    const read = spool.into(buffer, start, end);
+    if (read === 0) break;
+    check.blob(buffer.subarray(start, start + read));
+    outlet.filled(read);
+    outlet.flush();
+  }
+}
+
+function inflate(spool: SpoolReader, outlet: Outlet, check: BlobCheck, native: Binding): void {
+  using sniffer = new Sniffer("sniff", (compression) => openNative(native, compression, outlet));
+  for (let chunk = spool.next(); chunk; chunk = spool.next()) {
+    check.blob(chunk);
+    sniffer.push(chunk, 0, chunk.length);
+    outlet.flush();
+  }
+  sniffer.end();
+  outlet.flush();
+}
+
+/** Keeps to the limits on what comes out. */
+class CountedOutlet implements Outlet {
+  readonly #outlet: Outlet;
+  readonly #check: BlobCheck;
+
+  constructor(outlet: Outlet, check: BlobCheck) {
+    this.#outlet = outlet;
+    this.#check = check;
   }
 
-  /** Resolves once next() need not block. For what must let its thread's other work go on. */
-  async ready(): Promise<void> {
-    const began = performance.now();
-    while (!isReady(this.#spool, this.#position) && !this.#isCancelled()) await setTimeout(pollMs);
-    this.waitedMs += performance.now() - began;
+  room(): Room {
+    return this.#outlet.room();
   }
 
-  /** Some bytes, valid until the next call, or undefined at the end. */
-  next(): Buffer | undefined {
-    if (this.#position === this.#spool.sizeBytes) return undefined;
-    const began = performance.now();
-    const watermark = waitForBytes(this.#spool, this.#position, this.#isCancelled);
-    this.waitedMs += performance.now() - began;
-    const wanted = Math.min(inputBytes, watermark - this.#position);
-    const read = readSync(this.#fd, this.#buffer, 0, wanted, this.#position);
-    if (read === 0) throw new PullError("internal", `the spool ends at ${this.#position} bytes`);
-    this.#position += read;
-    return this.#buffer.subarray(0, read);
+  filled(bytes: number): void {
+    this.#check.inflated(bytes);
+    this.#outlet.filled(bytes);
+  }
+
+  flush(): void {
+    this.#outlet.flush();
+  }
+}
+
+class ApplyLane implements Disposable {
+  /** Undefined when the blob is the tar stream, whose digest the first lane finds out. */
+  readonly #check: TarCheck | undefined;
+  readonly #tree: Tree;
+  readonly #applier: Applier;
+  readonly #parser: TarParser;
+
+  /** Throws `corrupt` for a blob without packing that is announced under two digests. */
+  constructor(
+    { descriptor, diffID, staging, base, limits }: LayerJob,
+    native: Binding,
+    isCancelled: () => boolean,
+  ) {
+    const isPlain = layerPacking(descriptor.mediaType) === "none";
+    if (isPlain && descriptor.digest !== diffID)
+      throw wrongDiffID(descriptor.digest, descriptor.digest, diffID);
+    this.#check = isPlain ? undefined : new TarCheck(descriptor.digest, diffID);
+    this.#tree = new Tree(native, staging);
+    this.#applier = new Applier(native, this.#tree, base, isCancelled);
+    this.#parser = new TarParser(this.#applier, limits.entriesMax);
+  }
+
+  take(buffer: Buffer, start: number, end: number): void {
+    this.#check?.tar(buffer.subarray(start, end));
+    this.#parser.feed(buffer, start, end);
+  }
+
+  finish(): AppliedLayer {
+    this.#parser.end();
+    this.#check?.finish();
+    this.#applier.complete();
+    return { entries: this.#parser.entries, implicitDirectories: this.#tree.directories.implicit() };
   }
 
   [Symbol.dispose](): void {
-    closeSync(this.#fd);
+    this.#applier[Symbol.dispose]();
+    this.#tree[Symbol.dispose]();
   }
 }

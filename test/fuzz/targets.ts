@@ -4,7 +4,7 @@
 import { rmSync } from "node:fs";
 import { gunzipSync, gzipSync } from "node:zlib";
 import { PullError } from "../../src/errors.ts";
-import { type Output, openNative } from "../../src/layer/decompress.ts";
+import type { Output } from "../../src/layer/decompress.ts";
 import { unpackPortable } from "../../src/layer/portable.ts";
 import { unpackNative } from "../../src/layer/unpack.ts";
 import { parseConfig, parseIndex, parseManifest } from "../../src/oci/manifest.ts";
@@ -13,7 +13,7 @@ import { parseJournal } from "../../src/pull/journal.ts";
 import { dir, file, hardlink, symlink, type TarEntry, tar } from "../fakes/tar.ts";
 import { differences, readTree } from "../harness/tree.ts";
 import type { Canary } from "../layer/canary.ts";
-import { layerTypes, native, Staging } from "../layer/staging.ts";
+import { layerTypes, native, nativeTo, Staging } from "../layer/staging.ts";
 import type { Randomness } from "../soak/random.ts";
 
 export interface Target {
@@ -112,7 +112,7 @@ function isZeroPadded(packed: Buffer): boolean {
 function inflate(packed: Buffer, random: Randomness): Buffer {
   const parts: Buffer[] = [];
   const output: Output = (buffer, start, end) => void parts.push(Buffer.from(buffer.subarray(start, end)));
-  using inflater = openNative(native(), "gzip", output);
+  using inflater = nativeTo("gzip", output);
   for (let at = 0; at < packed.length; ) {
     const end = Math.min(packed.length, at + random.integer(4096) + 1);
     inflater.push(packed, at, end);
@@ -127,7 +127,7 @@ function anyZstd(random: Randomness): void {
   const packed = Buffer.concat([magic, random.bytes(random.integer(600))]);
   let outBytes = 0;
   attempt(() => {
-    using inflater = openNative(native(), "zstd", (_buffer, start, end) => {
+    using inflater = nativeTo("zstd", (_buffer, start, end) => {
       outBytes += end - start;
       if (outBytes > 2 ** 26) throw new PullError("exhausted", "enough");
     });

@@ -8,16 +8,13 @@ import {
   type Compression,
   type Decompressor,
   type Output,
-  openNative,
   Sniffer,
   sniff,
 } from "../../src/layer/decompress.ts";
 import { PakoInflate } from "../../src/layer/portable.ts";
 import type { Packing } from "../../src/oci/media.ts";
 import { skippableFrame, zstdFrame } from "../fakes/zstd.ts";
-import { native } from "./staging.ts";
-
-const binding = native();
+import { nativeTo } from "./staging.ts";
 
 function collect(open: (output: Output) => Decompressor, pieces: readonly Buffer[]): Buffer {
   const out: Buffer[] = [];
@@ -30,10 +27,7 @@ function collect(open: (output: Output) => Decompressor, pieces: readonly Buffer
 }
 
 function unpack(packing: Packing, pieces: readonly Buffer[]): Buffer {
-  return collect(
-    (output) => new Sniffer(packing, (compression) => openNative(binding, compression, output)),
-    pieces,
-  );
+  return collect((output) => new Sniffer(packing, (compression) => nativeTo(compression, output)), pieces);
 }
 
 function cut(bytes: Buffer, at: readonly number[]): Buffer[] {
@@ -92,7 +86,7 @@ test("output that ends on the buffer's own edge is whole", () => {
 
 describe("both engines' gzip", () => {
   const openers: Record<string, (output: Output) => Decompressor> = {
-    native: (output) => openNative(binding, "gzip", output),
+    native: (output) => nativeTo("gzip", output),
     pako: (output) => new PakoInflate(output),
   };
   const members = Buffer.concat([gzipSync("one"), gzipSync(""), gzipSync("two".repeat(1000))]);
@@ -134,7 +128,7 @@ describe("both engines' gzip", () => {
 
 test("a bomb's output comes in bounded pieces", () => {
   const sizes: number[] = [];
-  using decompressor = openNative(binding, "gzip", (_buffer, start, end) => sizes.push(end - start));
+  using decompressor = nativeTo("gzip", (_buffer, start, end) => sizes.push(end - start));
   const bomb = gzipSync(Buffer.alloc(20 * 1024 * 1024));
   decompressor.push(bomb, 0, bomb.length);
   expect(Math.max(...sizes)).toBeLessThanOrEqual(1024 * 1024);
@@ -143,7 +137,7 @@ test("a bomb's output comes in bounded pieces", () => {
 
 test("many tiny members come out together", () => {
   let calls = 0;
-  using decompressor = openNative(binding, "gzip", () => {
+  using decompressor = nativeTo("gzip", () => {
     calls += 1;
   });
   const members = Buffer.concat(Array.from({ length: 5000 }, () => gzipSync("x", { level: 1 })));

@@ -3,7 +3,9 @@
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { type Compression, type Decompressor, type Output, openNative } from "../../src/layer/decompress.ts";
 import type { LayerJob, LayerLimits, UnpackedLayer } from "../../src/layer/layer.ts";
+import { CallbackOutlet } from "../../src/layer/outlet.ts";
 import { unpackNative } from "../../src/layer/unpack.ts";
 import { type Binding, loadNative } from "../../src/native.ts";
 import { sha256 } from "../../src/oci/digest.ts";
@@ -97,4 +99,18 @@ export class Staging implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await rm(this.folder, { recursive: true });
   }
+}
+
+/** The native decompressor in front of a callback, which is called behind each push. */
+export function nativeTo(compression: Compression, output: Output): Decompressor {
+  const outlet = new CallbackOutlet(output);
+  const inner = openNative(native(), compression, outlet);
+  return {
+    push(buffer, start, end) {
+      inner.push(buffer, start, end);
+      outlet.flush();
+    },
+    end: () => inner.end(),
+    [Symbol.dispose]: () => inner[Symbol.dispose](),
+  };
 }
