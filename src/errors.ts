@@ -79,3 +79,13 @@ export function abortError(signal: AbortSignal): PullError {
   const reason: unknown = signal.reason;
   return reason instanceof PullError ? reason : new PullError("cancelled", "cancelled", { cause: reason });
 }
+
+/** The promise's outcome, or a rejection as soon as the signal is aborted; then nobody else need look at the promise. */
+export async function whileNotAborted<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
+  return await new Promise<Value>((resolve, reject) => {
+    const onAbort = (): void => reject(abortError(signal));
+    if (signal.aborted) onAbort();
+    signal.addEventListener("abort", onAbort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+  });
+}

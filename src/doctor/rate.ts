@@ -130,11 +130,12 @@ async function read(
   let bytes = 0;
   try {
     const { body } = await ask(options, hasRanges ? range : undefined, limit);
-    for await (const part of body as AsyncIterable<Buffer>) {
+    for (let part = await body.next(); part; part = await body.next()) {
       bytes += part.length;
-      // Leaving the loop closes the connection of a body that goes on.
       if (bytes >= range.end - range.start) break;
     }
+    // Of one that goes on.
+    body.destroy();
   } catch (error) {
     if (signal.aborted || !limit.aborted) throw error;
   }
@@ -151,7 +152,7 @@ async function ask(
     "accept-encoding": "identity",
     ...(range && { range: `bytes=${range.start}-${range.end - 1}` }),
   };
-  const response = await requester.send({ method: "GET", path, headers }, signal);
+  const response = await requester.send({ method: "GET", path, headers, isBulk: true }, signal);
   if (response.status !== 200 && response.status !== 206) throw await requester.toError(response);
   return response;
 }

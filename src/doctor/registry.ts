@@ -191,7 +191,7 @@ async function* imageFindings(asking: Asking, signal: AbortSignal): AsyncGenerat
     registryHost: reference.host,
     repository: reference.repository,
     credentials,
-    dispatcher: await connections.to(host),
+    route: await connections.to(host),
     tokens: new TokenCache(realTiming.now),
     userAgent: `hawser/${options.version}`,
     timing: realTiming,

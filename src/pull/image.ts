@@ -6,7 +6,7 @@
 
 import { join } from "node:path";
 import type { Containerd } from "../containerd/containerd.ts";
-import { type ErrorCode, PullError, throwIfAborted } from "../errors.ts";
+import { type ErrorCode, PullError, throwIfAborted, whileNotAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { hexOf } from "../oci/digest.ts";
@@ -14,7 +14,7 @@ import type { Reference } from "../oci/reference.ts";
 import type { Repository, Resolved } from "../registry/registry.ts";
 import { instanceLabel } from "./instance.ts";
 import type { Keep } from "./journal.ts";
-import { type Layer, whileNotAborted } from "./layer.ts";
+import type { Layer } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
 import { countPresent, type Plan, type PlannedLayer, plan } from "./plan.ts";
 import type { PullEvents } from "./pull.ts";

@@ -6,7 +6,7 @@
 
 import { chmod, chown, mkdir, rename, stat } from "node:fs/promises";
 import type { Labels, PreparedSnapshot } from "../containerd/containerd.ts";
-import { abortError, PullError, throwIfAborted } from "../errors.ts";
+import { PullError, throwIfAborted, whileNotAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { LayerEngine, LayerLimits, UnpackedLayer } from "../layer/layer.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
@@ -214,14 +214,4 @@ export class Layer implements AsyncDisposable {
     await chmod(upperdir, 0o755);
     await engine.inherit(upperdir, lowerdirs, unpacked.implicitDirectories, signal);
   }
-}
-
-/** The promise's outcome, or a rejection as soon as the signal is aborted; then nobody else need look at the promise. */
-export async function whileNotAborted<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
-  return await new Promise<Value>((resolve, reject) => {
-    const onAbort = (): void => reject(abortError(signal));
-    if (signal.aborted) onAbort();
-    signal.addEventListener("abort", onAbort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-  });
 }

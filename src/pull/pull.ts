@@ -6,12 +6,11 @@
 
 import { createHash } from "node:crypto";
 import type { Containerd, ContainerdFacts } from "../containerd/containerd.ts";
-import { PullError } from "../errors.ts";
+import { PullError, whileNotAborted } from "../errors.ts";
 import type { LayerEngine, LayerLimits } from "../layer/layer.ts";
 import { parseReference, type Reference } from "../oci/reference.ts";
 import type { Credentials, Registry } from "../registry/registry.ts";
 import { Image } from "./image.ts";
-import { whileNotAborted } from "./layer.ts";
 import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { Work } from "./work.ts";

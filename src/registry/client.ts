@@ -89,14 +89,14 @@ class HttpRegistry implements Registry {
     const { host: registryHost, repository } = reference;
     const hosts = await hostsOf(registryHost, this.#options.configPath);
     const making = hosts.map(async (host) => {
-      const dispatcher = await this.#connections.to(host);
+      const route = await this.#connections.to(host);
       const { userAgent, connectTimeoutMs, progressTimeoutMs } = this.#options;
       return new Requester({
         host,
         registryHost,
         repository,
         credentials,
-        dispatcher,
+        route,
         tokens: this.#tokens,
         userAgent,
         answerTimeoutMs: (host.dialTimeoutMs ?? connectTimeoutMs) + progressTimeoutMs,

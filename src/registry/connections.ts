@@ -4,8 +4,9 @@
 import { readFile } from "node:fs/promises";
 import { rootCertificates } from "node:tls";
 import { Agent, Dispatcher, Pool, ProxyAgent } from "undici";
-import { connectorTo, type TlsOptions } from "./connector.ts";
+import { connectorOf, openerTo, type TlsOptions } from "./connector.ts";
 import { type Host, isLoopback } from "./hosts.ts";
+import { type LineAnswer, Lines } from "./lines.ts";
 import { ProxyRules, type ProxySettings } from "./proxy.ts";
 
 export interface ConnectionOptions {
@@ -43,7 +44,7 @@ export class Connections {
     return { ca, rejectUnauthorized: !host.tls.skipVerify, ...host.tls.client };
   }
 
-  async to(host: Host): Promise<Dispatcher> {
+  async to(host: Host): Promise<Route> {
     const tls = await this.tls(host);
     // References may name any port of this machine; they share one set, so that there are not as many.
     const offered = isLoopback(host.url.hostname) ? "this machine" : host.url.host;
@@ -61,13 +62,14 @@ export class Connections {
   }
 }
 
-/** Sends each request on its way: directly, to a proxy that fetches what is http, or through one that tunnels TLS. */
-class Route extends Dispatcher {
+/** How requests get to one host and to where it redirects: directly, to a proxy that fetches what is http, or through one that tunnels TLS. */
+export class Route extends Dispatcher {
   readonly #options: Agent.Options;
   readonly #timeoutMs: number;
   readonly #tls: TlsOptions;
   readonly #rules: ProxyRules;
   readonly #direct: Agent;
+  readonly #lines: Lines;
   readonly #fetching = new Map<string, Pool>();
   readonly #tunnels = new Map<string, ProxyAgent>();
 
@@ -80,8 +82,10 @@ class Route extends Dispatcher {
     this.#tls = tls;
     this.#timeoutMs = connectTimeoutMs;
     this.#rules = new ProxyRules(proxy);
+    const open = openerTo({ host, tls, timeoutMs: connectTimeoutMs });
+    this.#lines = new Lines(open, progressTimeoutMs);
     this.#options = {
-      connect: connectorTo({ host, tls, timeoutMs: connectTimeoutMs }),
+      connect: connectorOf(open),
       headersTimeout: progressTimeoutMs,
       bodyTimeout: progressTimeoutMs,
       keepAliveTimeout: keepAliveMs,
@@ -102,7 +106,17 @@ class Route extends Dispatcher {
     return this.#fetchThrough(proxy).dispatch(forwarded, handler);
   }
 
+  /** For what may be large; undefined when it is to be dispatched like anything else. */
+  async get(
+    url: URL,
+    headers: Readonly<Record<string, string>>,
+    signal: AbortSignal,
+  ): Promise<LineAnswer | undefined> {
+    return this.#rules.proxyFor(url) ? undefined : await this.#lines.get(url, headers, signal);
+  }
+
   override async destroy(): Promise<void> {
+    this.#lines.close();
     const all = [this.#direct, ...this.#fetching.values(), ...this.#tunnels.values()];
     await Promise.all(all.map((dispatcher) => dispatcher.destroy()));
   }

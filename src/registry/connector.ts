@@ -5,7 +5,8 @@
 // Timers are the event loop's own; those of undici tick twice a second,
 // which is too coarse for a dial_timeout of 200 ms.
 
-import { connect as connectTcp, type Socket } from "node:net";
+import { connect as connectTcp, isIP, type OnReadOpts, type Socket } from "node:net";
+import { connect as connectTls } from "node:tls";
 import { buildConnector, errors } from "undici";
 import { type Host, isLoopback } from "./hosts.ts";
 
@@ -35,40 +36,44 @@ const noTlsCodes = new Set([
 /** For how long a host that answered TLS with plain HTTP is not offered TLS again, and how many are remembered. */
 const plainMs = 60_000;
 const plainMax = 256;
+const keepAliveDelayMs = 60_000;
 
-/** Connects to the host itself and to wherever it redirects. */
-export function connectorTo({ host, tls, timeoutMs }: ConnectorOptions): buildConnector.connector {
+/** Connects to the host itself and to wherever it redirects; with `receive`, bytes come into the caller's own memory. */
+export type Open = (target: Target, receive?: OnReadOpts) => Promise<Socket>;
+
+export function openerTo({ host, tls, timeoutMs }: ConnectorOptions): Open {
   const dialMs = host.dialTimeoutMs ?? timeoutMs;
   const wholeMs = host.dialTimeoutMs === undefined ? timeoutMs : dialMs + timeoutMs;
   const handshake = buildConnector({ ...tls, timeout: 0 });
-  const openSecure = async (target: Target): Promise<Socket> => {
+  const openSecure: Open = async (target, receive) => {
     const began = performance.now();
+    const left = (): number => wholeMs - (performance.now() - began);
+    if (receive) return await encryptInto(receive, tls, target, dialMs, left);
     const socket = await dial(target, dialMs);
     try {
-      const left = wholeMs - (performance.now() - began);
-      return await within(left, target, encrypt(handshake, { ...target, httpSocket: socket }));
+      return await within(left(), target, encrypt(handshake, { ...target, httpSocket: socket }));
     } catch (error) {
       socket.destroy();
       throw error;
     }
   };
-  const plainUntil = new Map<string, number>();
-  const open = async (target: Target): Promise<Socket> => {
-    if (target.protocol === "https:") return await openSecure(target);
-    const name = `${target.hostname}:${target.port}`;
-    const isPlain = (plainUntil.get(name) ?? Number.NEGATIVE_INFINITY) > performance.now();
-    if (isPlain || !host.offerTls || !isMeant(host, target)) return await dial(target, dialMs);
+  const plain = new PlainHosts();
+  return async (target, receive) => {
+    if (target.protocol === "https:") return await openSecure(target, receive);
+    if (plain.has(target) || !host.offerTls || !isMeant(host, target))
+      return await dial(target, dialMs, receive);
     try {
-      return await openSecure({ ...target, protocol: "https:" });
+      return await openSecure({ ...target, protocol: "https:" }, receive);
     } catch (error) {
       if (!isNoTls(error, target)) throw error;
-      plainUntil.delete(name);
-      plainUntil.set(name, performance.now() + plainMs);
-      const oldest = plainUntil.keys().next();
-      if (plainUntil.size > plainMax && !oldest.done) plainUntil.delete(oldest.value);
-      return await dial(target, dialMs);
+      plain.add(target);
+      return await dial(target, dialMs, receive);
     }
   };
+}
+
+/** The same for undici. */
+export function connectorOf(open: Open): buildConnector.connector {
   return (target, done) => {
     open(target).then(
       (socket) => done(null, socket),
@@ -77,34 +82,89 @@ export function connectorTo({ host, tls, timeoutMs }: ConnectorOptions): buildCo
   };
 }
 
+/** Those that answered TLS with plain HTTP a moment ago. */
+class PlainHosts {
+  readonly #until = new Map<string, number>();
+
+  has({ hostname, port }: Target): boolean {
+    return (this.#until.get(`${hostname}:${port}`) ?? Number.NEGATIVE_INFINITY) > performance.now();
+  }
+
+  add({ hostname, port }: Target): void {
+    const name = `${hostname}:${port}`;
+    this.#until.delete(name);
+    this.#until.set(name, performance.now() + plainMs);
+    const oldest = this.#until.keys().next();
+    if (this.#until.size > plainMax && !oldest.done) this.#until.delete(oldest.value);
+  }
+}
+
 /** The host itself and not where it redirects. All registries on this machine are one host here, as are their pools. */
 function isMeant(host: Host, { host: name, hostname }: Target): boolean {
   return name === host.url.host || (isLoopback(host.url.hostname) && isLoopback(hostname));
 }
 
-async function dial(target: Target, timeoutMs: number): Promise<Socket> {
-  const { hostname, port, protocol } = target;
+async function dial(target: Target, timeoutMs: number, receive?: OnReadOpts): Promise<Socket> {
   const options = {
-    host: hostname,
-    port: Number(port || (protocol === "https:" ? 443 : 80)),
+    ...addressOf(target),
     highWaterMark: 64 * 1024,
     noDelay: true,
     keepAlive: true,
-    keepAliveInitialDelay: 60_000,
+    keepAliveInitialDelay: keepAliveDelayMs,
+    ...(receive && { onread: receive }),
   };
   const socket = connectTcp(options);
   // Whoever uses the connection listens for its errors; one that nobody uses any more has nobody to tell.
   socket.on("error", () => {});
-  const connected = new Promise<void>((resolve, reject) => {
-    socket.once("connect", resolve).once("error", reject);
-  });
   try {
-    await within(timeoutMs, target, connected);
+    await within(timeoutMs, target, told(socket, "connect"));
     return socket;
   } catch (error) {
     socket.destroy();
     throw error;
   }
+}
+
+/** A connection over TLS whose content comes into the caller's memory: only one that Node opens by itself can do that. */
+async function encryptInto(
+  receive: OnReadOpts,
+  tls: TlsOptions,
+  target: Target,
+  dialMs: number,
+  left: () => number,
+): Promise<Socket> {
+  const address = addressOf(target);
+  const options = {
+    ...tls,
+    ...address,
+    // Names alone are told to servers (RFC 6066, 3).
+    ...(isIP(address.host) === 0 && { servername: address.host }),
+    ALPNProtocols: ["http/1.1"],
+    onread: receive,
+  };
+  const socket = connectTls(options);
+  socket.on("error", () => {});
+  try {
+    await within(dialMs, target, told(socket, "connect"));
+    socket.setNoDelay(true).setKeepAlive(true, keepAliveDelayMs);
+    await within(left(), target, told(socket, "secureConnect"));
+    return socket;
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
+}
+
+function addressOf({ hostname, port, protocol }: Target): { readonly host: string; readonly port: number } {
+  const host = hostname.replace(/^\[(.*)\]$/, "$1");
+  return { host, port: Number(port || (protocol === "https:" ? 443 : 80)) };
+}
+
+async function told(socket: Socket, event: "connect" | "secureConnect"): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    socket.once(event, resolve).once("error", reject);
+    socket.once("close", () => reject(new errors.SocketError("the connection was closed")));
+  });
 }
 
 async function encrypt(handshake: buildConnector.connector, target: Target): Promise<Socket> {

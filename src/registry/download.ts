@@ -123,7 +123,7 @@ export class Download {
       "accept-encoding": "identity",
       ...(!isAll && { range: bytes }),
     };
-    const response = await this.#ask({ method: "GET", path: this.#path, headers }, signal);
+    const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
     try {
       if (response.status === 206) {
         checkContentRange(response.headers["content-range"], range, descriptor.size);
@@ -176,18 +176,14 @@ export class Download {
   ): Promise<void> {
     const { spool, received, requester, bandwidth } = this.#options;
     const writer = new BodyWriter(spool, range, more);
-    try {
-      for await (const part of requester.parts(response, signal)) {
-        received(part.length);
-        pace.received(part.length);
-        if (!(await writer.push(part))) break;
-        await bandwidth?.pay(part.length, signal);
-      }
-    } finally {
-      // What arrived before a break is good: it need not be asked for again.
-      await writer.settle();
+    // What arrived before a break is good: it need not be asked for again.
+    const parts = requester.parts(response, signal);
+    for (let part = await parts.next(); part; part = await parts.next()) {
+      received(part.length);
+      pace.received(part.length);
+      if (!writer.push(part)) break;
+      await bandwidth?.pay(part.length, signal);
     }
-    writer.throwIfFailed();
     if (range.start < range.end) {
       const missing = range.end - range.start;
       throw new PullError("unavailable", `the body ended ${missing} bytes early`, { temporary: true });

@@ -286,13 +286,15 @@ async function readBody(
   bytesMax: number,
   signal: AbortSignal,
 ): Promise<Buffer> {
-  const parts: Buffer[] = [];
+  const read: Buffer[] = [];
   let bytes = 0;
-  for await (const part of requester.parts(response, signal)) {
-    parts.push(part);
+  const parts = requester.parts(response, signal);
+  for (let part = await parts.next(); part; part = await parts.next()) {
+    read.push(Buffer.from(part));
     bytes += part.length;
-    if (bytes > bytesMax)
-      throw new PullError("corrupt", `${plain(response.url)} is over ${bytesMax} bytes long`);
+    if (bytes <= bytesMax) continue;
+    response.body.destroy();
+    throw new PullError("corrupt", `${plain(response.url)} is over ${bytesMax} bytes long`);
   }
-  return Buffer.concat(parts);
+  return Buffer.concat(read);
 }

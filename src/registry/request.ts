@@ -15,7 +15,8 @@ import {
   TokenCache,
   type TokenRequestInit,
 } from "./auth.ts";
-import { type Body, discard, paced } from "./body.ts";
+import { type Body, bodyOf, discard, PacedBody } from "./body.ts";
+import type { Route } from "./connections.ts";
 import { plain, transportError } from "./failure.ts";
 import type { Host } from "./hosts.ts";
 import { retryAfterMs, StatusError, type Timing } from "./patience.ts";
@@ -36,11 +37,18 @@ export interface Response extends Answer {
   readonly path: string;
 }
 
+export interface Parts {
+  /** Undefined at the end. */
+  next(): Promise<Buffer | undefined>;
+}
+
 export interface RequestInit {
   readonly method: "GET" | "HEAD";
   /** Below the host's API root: `/library/busybox/manifests/latest`. */
   readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
+  /** The body may be large, and goes where it comes from; of any answer but 200 and 206 it is not read. */
+  readonly isBulk?: boolean;
 }
 
 export interface RequesterOptions {
@@ -49,7 +57,7 @@ export interface RequesterOptions {
   readonly registryHost: string;
   readonly repository: string;
   readonly credentials: Credentials | undefined;
-  readonly dispatcher: Dispatcher;
+  readonly route: Route;
   readonly tokens: TokenCache;
   readonly userAgent: string;
   /** Longest wait for an answer's headers, connecting included. */
@@ -64,6 +72,7 @@ interface Exchange {
   readonly method: "GET" | "HEAD" | "POST";
   readonly headers: Record<string, string>;
   readonly body?: string;
+  readonly isBulk?: boolean;
 }
 
 const redirectsMax = 10;
@@ -125,13 +134,18 @@ export class Requester {
     return await this.#follow(target, init, undefined, signal);
   }
 
-  /** The body as it comes. Every failure is a PullError; `slow` when next to nothing comes for a while. */
-  async *parts({ body, url }: Pick<Response, "body" | "url">, signal: AbortSignal): AsyncGenerator<Buffer> {
-    try {
-      yield* paced(body, this.#options.progressTimeoutMs);
-    } catch (error) {
-      throw transportError(error, url, signal);
-    }
+  /** The body's parts, each good until the next one. Every failure is a PullError; `slow` when next to nothing comes. */
+  parts({ body, url }: Pick<Response, "body" | "url">, signal: AbortSignal): Parts {
+    const paced = new PacedBody(body, this.#options.progressTimeoutMs);
+    return {
+      async next() {
+        try {
+          return await paced.next();
+        } catch (error) {
+          throw transportError(error, url, signal);
+        }
+      },
+    };
   }
 
   /** Settles when the host answers, and rejects when it does not or has trouble of its own (5xx). */
@@ -214,7 +228,8 @@ export class Requester {
         ...init.headers,
         ...(isOwn && authorization !== undefined && { authorization }),
       };
-      const answer = await this.#exchange(url, { method: init.method, headers }, signal);
+      const { method, isBulk = false } = init;
+      const answer = await this.#exchange(url, { method, headers, isBulk }, signal);
       if (!redirectStatuses.has(answer.status)) return { ...answer, url, path: init.path };
       await discard(answer.body);
       url = redirectTarget(url, answer.headers["location"]);
@@ -244,19 +259,22 @@ export class Requester {
 
   /** Past the limit it is cut, and the connection closed. */
   async #readToken(body: Answer["body"], url: URL, signal: AbortSignal): Promise<string> {
-    const parts: Buffer[] = [];
+    const read: Buffer[] = [];
     let bytes = 0;
-    for await (const part of this.parts({ body, url }, signal)) {
-      parts.push(part);
+    const parts = this.parts({ body, url }, signal);
+    for (let part = await parts.next(); part; part = await parts.next()) {
+      read.push(Buffer.from(part));
       bytes += part.length;
-      if (bytes > tokenBodyBytesMax) break;
+      if (bytes <= tokenBodyBytesMax) continue;
+      body.destroy();
+      break;
     }
-    return Buffer.concat(parts).subarray(0, tokenBodyBytesMax).toString("utf8");
+    return Buffer.concat(read).subarray(0, tokenBodyBytesMax).toString("utf8");
   }
 
   /** undici's own timeouts begin anew with each informational answer (1xx), so a flood of them needs another clock. */
   async #exchange(url: URL, init: Exchange, caller: AbortSignal): Promise<Answer> {
-    const { dispatcher, answerTimeoutMs } = this.#options;
+    const { route, answerTimeoutMs } = this.#options;
     const late = new AbortController();
     const why = `${plain(url)}: no answer within ${answerTimeoutMs} ms`;
     const timer = setTimeout(
@@ -265,8 +283,11 @@ export class Requester {
     );
     const signal = AbortSignal.any([caller, late.signal]);
     try {
-      const { statusCode, headers, body } = await send(url, { ...init, dispatcher, signal });
-      return { status: statusCode, headers: joined(headers), body };
+      const { isBulk, ...asked } = init;
+      const bulk = isBulk ? await route.get(url, init.headers, signal) : undefined;
+      if (bulk) return bulk;
+      const { statusCode, headers, body } = await send(url, { ...asked, dispatcher: route, signal });
+      return { status: statusCode, headers: joined(headers), body: bodyOf(body) };
     } catch (error) {
       throw transportError(error, url, signal);
     } finally {

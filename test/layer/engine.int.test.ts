@@ -62,11 +62,11 @@ describe.each(["native", "portable"] as const)("%s", (name) => {
     await using spool = await staging.spool(bytes.length);
     const job = await staging.job(spool, halves);
     const unpacked = engine.unpack(job, never);
-    await spool.write(0, [first]);
+    spool.write(0, first);
     await vi.waitUntil(() => existsSync(join(job.staging, "first")), { timeout: 20_000, interval: 5 });
-    await spool.write(first.length, [bytes.subarray(first.length, -1)]);
+    spool.write(first.length, bytes.subarray(first.length, -1));
     expect(spool.watermark).toBe(bytes.length - 1);
-    await spool.write(bytes.length - 1, [bytes.subarray(-1)]);
+    spool.write(bytes.length - 1, bytes.subarray(-1));
     spool.complete();
     expect(await unpacked).toMatchObject({
       bytes: stream.length,
@@ -168,7 +168,7 @@ describe.each(["native", "portable"] as const)("%s", (name) => {
     const job = await staging.job(spool, halves);
     const abort = new AbortController();
     const unpacked = engine.unpack(job, abort.signal);
-    await spool.write(0, [halves.first]);
+    spool.write(0, halves.first);
     await vi.waitUntil(() => existsSync(join(job.staging, "first")), { timeout: 20_000, interval: 5 });
     abort.abort(new PullError("slow", "no progress"));
     await expect(unpacked).rejects.toMatchObject({ code: "slow", message: "no progress" });
@@ -212,7 +212,7 @@ describe.each(["native", "portable"] as const)("%s", (name) => {
     const second = engine.unpack(job, abort.signal);
     abort.abort();
     await expect(second).rejects.toMatchObject({ code: "cancelled" });
-    await stuck.write(0, [small]);
+    stuck.write(0, small);
     stuck.complete();
     await first;
     await run(engine, { bytes: small, tar: smallTar });
@@ -261,7 +261,7 @@ test("layers run side by side on as many threads as asked for, below the main th
     const outcomes = Promise.all(jobs.map(async (job) => await engine.unpack(job, never)));
     // The second to come is finished first, so both must be under way.
     for (const spool of [two, one]) {
-      await spool.write(0, [small]);
+      spool.write(0, small);
       spool.complete();
       const job = jobs[spool === one ? 0 : 1];
       await vi.waitUntil(() => existsSync(join(job?.staging ?? "", "a")), { timeout: 20_000, interval: 5 });
@@ -285,7 +285,7 @@ test("closing waits for the layer under way, and the pool takes no more", async 
   const order: string[] = [];
   const unpacked = engine.unpack(job, never).then(() => order.push("unpacked"));
   const closed = engine.close().then(() => order.push("closed"));
-  await spool.write(0, [small]);
+  spool.write(0, small);
   spool.complete();
   await Promise.all([unpacked, closed]);
   expect(order).toEqual(["unpacked", "closed"]);

@@ -203,7 +203,7 @@ test("it works where the addon is missing, and the native engine says that it is
       try { createEngine({ engine: "native", threads: 1, workerFile }); } catch (error) { refusal = error.code; }
       const bytes = readFileSync("blob");
       const spool = await Spool.open("spool", bytes.length);
-      await spool.write(0, [bytes]);
+      spool.write(0, bytes);
       spool.complete();
       const engine = createEngine({ engine: "portable", threads: 1, workerFile });
       const layer = await engine.unpack({ ...${JSON.stringify(job)}, spool: spool.view }, new AbortController().signal);

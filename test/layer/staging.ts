@@ -66,7 +66,7 @@ export class Staging implements AsyncDisposable {
   /** A spool that holds all of it. */
   async filled(bytes: Buffer): Promise<Spool> {
     const spool = await this.spool(bytes.length);
-    await spool.write(0, [bytes]);
+    spool.write(0, bytes);
     spool.complete();
     return spool;
   }

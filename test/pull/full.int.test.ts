@@ -57,7 +57,7 @@ test("no space for the journal of a spool that was parked", async () => {
   using volume = new Volume({ mebibytes: 8 });
   await using spools = await openIn(volume);
   const former = await take(spools);
-  await former.spool.write(0, [Buffer.alloc(1000)]);
+  former.spool.write(0, Buffer.alloc(1000));
   await former.park();
   // The parked journal's own page would be free for the new one.
   await rename(join(volume.path, "own/parked", `${blob.digest.slice(7)}.journal`), join(volume.path, "kept"));
@@ -81,7 +81,7 @@ test("no space for what is to be kept: that is not believed to be noted, and eve
   using volume = new Volume({ mebibytes: 8 });
   await using spools = await openIn(volume);
   const held = await take(spools);
-  await held.spool.write(0, [Buffer.alloc(mebibyte)]);
+  held.spool.write(0, Buffer.alloc(mebibyte));
   volume.fill(0);
   // Longer than what is left of the journal's last page.
   await held.keep({ image: "image", labels: { long: "x".repeat(8192) } });

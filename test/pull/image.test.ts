@@ -2,13 +2,12 @@
 
 import { expect, test } from "vitest";
 import type { Containerd, Lease } from "../../src/containerd/containerd.ts";
-import { PullError } from "../../src/errors.ts";
+import { PullError, whileNotAborted } from "../../src/errors.ts";
 import { sha256 } from "../../src/oci/digest.ts";
 import { hostPlatform } from "../../src/oci/manifest.ts";
 import { mediaTypes } from "../../src/oci/media.ts";
 import { parseReference } from "../../src/oci/reference.ts";
 import { Image } from "../../src/pull/image.ts";
-import { whileNotAborted } from "../../src/pull/layer.ts";
 import type { Site } from "../../src/pull/site.ts";
 import type { Work } from "../../src/pull/work.ts";
 import type { Repository } from "../../src/registry/registry.ts";

@@ -42,7 +42,7 @@ async function stepsOf(durable: boolean, syncsLayers = false): Promise<string[]>
   const repository = {
     download: async (_descriptor, spool, permits, signal) => {
       using _permit = await permits.acquire("host", signal);
-      await spool.write(0, [bytes]);
+      spool.write(0, bytes);
       spool.complete();
     },
   } as Partial<Repository> as Repository;

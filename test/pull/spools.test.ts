@@ -47,7 +47,7 @@ async function take(spools: Spools, name: string, size = 100): Promise<HeldSpool
 
 async function park(spools: Spools, name: string, bytes: number): Promise<void> {
   const held = await take(spools, name);
-  await held.spool.write(0, [Buffer.alloc(bytes, name)]);
+  held.spool.write(0, Buffer.alloc(bytes, name));
   await held.park();
 }
 
@@ -63,14 +63,14 @@ test("a parked spool is gone on with, byte for byte", async () => {
   const spools = await open();
   const first = await take(spools, "a");
   expect(first.isResumed).toBe(false);
-  await first.spool.write(60, [Buffer.alloc(40, "z")]);
-  await first.spool.write(0, [Buffer.alloc(10, "a")]);
+  first.spool.write(60, Buffer.alloc(40, "z"));
+  first.spool.write(0, Buffer.alloc(10, "a"));
   await first.park();
   const second = await take(spools, "a");
   expect(second.isResumed).toBe(true);
   expect(second.spool.watermark).toBe(10);
   expect(second.spool.missing()).toEqual([{ start: 10, end: 60 }]);
-  await second.spool.write(10, [Buffer.alloc(50, "m")]);
+  second.spool.write(10, Buffer.alloc(50, "m"));
   second.spool.complete();
   const bytes = await readFile(second.spool.view.path, "latin1");
   expect(bytes).toBe("a".repeat(10) + "m".repeat(50) + "z".repeat(40));
@@ -144,7 +144,7 @@ test("a clock that is set back makes nothing stay for longer than it may", async
 test("what cannot be parked can be discarded", async () => {
   const spools = await open();
   const held = await take(spools, "a");
-  await held.spool.write(0, [Buffer.alloc(10)]);
+  held.spool.write(0, Buffer.alloc(10));
   await rm(join(root, "own/parked"), { recursive: true });
   await expect(held.park()).rejects.toThrow(/ENOENT/);
   await held.discard();
@@ -170,12 +170,12 @@ test("what a dead instance left is taken over: ranges to go on with, adoptions t
   const dead = await open("dead");
   await park(dead, "parked", 30);
   const live = await take(dead, "live");
-  await live.spool.write(20, [Buffer.alloc(1, "x")]);
+  live.spool.write(20, Buffer.alloc(1, "x"));
   const kept = await take(dead, "kept");
-  await kept.spool.write(0, [Buffer.alloc(100, "k")]);
+  kept.spool.write(0, Buffer.alloc(100, "k"));
   await kept.keep({ image: "there", labels: { label: "value" } });
   const vain = await take(dead, "vain");
-  await vain.spool.write(0, [Buffer.alloc(100, "v")]);
+  vain.spool.write(0, Buffer.alloc(100, "v"));
   await vain.keep({ image: "not there", labels: {} });
   await vain.spool.close();
   // Closed without an end, as far as the files are concerned: what a crash leaves.

@@ -5,7 +5,7 @@ import { createServer as createHttp, type Server as HttpServer } from "node:http
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { createServer as createTls } from "node:tls";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import { type ConnectorOptions, connectorTo } from "../../src/registry/connector.ts";
+import { type ConnectorOptions, connectorOf, openerTo } from "../../src/registry/connector.ts";
 import type { Host } from "../../src/registry/hosts.ts";
 import { BlackHole } from "../fakes/blackhole.ts";
 import { Authority, readPair } from "../harness/authority.ts";
@@ -46,7 +46,7 @@ function connector(url: string, { timeoutMs = anHour, ca = [], ...settings }: Se
     ...settings,
   };
   const tls: ConnectorOptions["tls"] = { ca: [...ca], rejectUnauthorized: !host.tls.skipVerify };
-  const open = connectorTo({ host, tls, timeoutMs });
+  const open = connectorOf(openerTo({ host, tls, timeoutMs }));
   return async (to = url): Promise<Outcome> => {
     const target = new URL(to);
     const { hostname, protocol, port } = target;

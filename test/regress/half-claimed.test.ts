@@ -23,7 +23,7 @@ test("what is being claimed is waited for", async () => {
   const open = async (folder: string): Promise<Spools> => await Spools.open({ ...limits, folder });
   const dead = await open(join(instance.spool, "../dead"));
   const held = await dead.take(blob, 0, new AbortController().signal);
-  await held.spool.write(0, [Buffer.alloc(100)]);
+  held.spool.write(0, Buffer.alloc(100));
   // To be adopted for an image, which containerd is asked for.
   await held.keep({ image: "image", labels: {} });
   await held.park();
