@@ -3,7 +3,6 @@
 import { setPriority } from "node:os";
 import { PullError } from "../errors.ts";
 import { loadNative } from "../native.ts";
-import { unpackPortable } from "./portable.ts";
 import type { Outcome, Task } from "./task.ts";
 import { applyLayer, inflateLayer, unpackNative } from "./unpack.ts";
 
@@ -27,7 +26,11 @@ async function run({ part, job, cancelled }: Task): Promise<Outcome> {
   const cell = new Int32Array(cancelled);
   const isCancelled = (): boolean => Atomics.load(cell, 0) !== 0;
   if (isCancelled()) throw new PullError("cancelled", "cancelled");
-  if (part.kind === "portable") return { kind: "unpacked", layer: await unpackPortable(job, isCancelled) };
+  if (part.kind === "portable") {
+    // Its libraries are of no use to other workers.
+    const { unpackPortable } = await import("./portable.ts");
+    return { kind: "unpacked", layer: await unpackPortable(job, isCancelled) };
+  }
   if (native.kind === "missing") throw new PullError("unsupported", native.reason);
   const { binding } = native;
   switch (part.kind) {

@@ -113,7 +113,7 @@ describe.each(minors)("containerd %s", (minor) => {
       const name = image.reference.slice(registry.host.length + 1);
       expect(await own.run(id, ["cat", "/own/name"])).toBe(`${name}\n`);
       const archive = join(own.root, "export.tar");
-      const exported = (): string => own.ctr("images", "export", archive, image.reference);
+      const exported = (): void => own.exportTo(archive, image.reference);
       if (kept) {
         exported();
         expect(execFileSync("tar", ["-tf", archive], { encoding: "utf8" })).toContain("blobs/sha256/");
@@ -154,7 +154,7 @@ describe.each(minors)("containerd %s", (minor) => {
     expect(await own.run(id, ["cat", "/own/name"])).toBe(`${name}\n`);
     // What was lent is containerd's still.
     const archive = join(own.root, "export.tar");
-    own.ctr("images", "export", archive, image.reference);
+    own.exportTo(archive, image.reference);
     expect(execFileSync("tar", ["-tf", archive], { encoding: "utf8" })).toContain("blobs/sha256/");
     expect(readdirSync(join(own.contentRoot, "../io.hawser/spool"), { recursive: true })).toEqual(
       expect.not.arrayContaining([expect.stringContaining("parked/")]),

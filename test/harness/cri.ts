@@ -35,6 +35,9 @@ export class CriClient implements Disposable {
     this.#client = new Client(`unix:${socket}`, credentials.createInsecure(), {
       "grpc.default_authority": "localhost",
       "grpc.max_receive_message_length": 16 * 1024 * 1024,
+      // Servers under test start and restart all the time.
+      "grpc.initial_reconnect_backoff_ms": 20,
+      "grpc.max_reconnect_backoff_ms": 200,
     });
   }
 
