@@ -12,7 +12,7 @@ import { bytesAsked } from "../harness/crash.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { settled } from "../harness/parity.ts";
 import { eventually } from "../harness/process.ts";
-import { readState } from "../harness/state.ts";
+import { readContent, readImages, readLeases, readState } from "../harness/state.ts";
 
 const config =
   '[download]\nmax_concurrent = 6\nmax_concurrent_per_host = 6\nmax_concurrent_per_image = 4\nchunk_size = "64KiB"';
@@ -72,7 +72,7 @@ test("fifty pulls of ten images that share layers: each byte fetched once, each 
   expect(metrics).toContain('hawser_pulls_total{result="ok",path="accelerated"} 50');
   expect(fake.peakBlobs).toBeLessThanOrEqual(6);
   // Every repository that a common layer came from is named, as with pulls one after another.
-  const shared = readState(containerd).content.find((line) => line.startsWith([...layers.keys()][0] ?? "?"));
+  const shared = readContent(containerd).find((line) => line.startsWith([...layers.keys()][0] ?? "?"));
   for (let index = 0; index < 10; index++) expect(shared).toContain(`many/fifty-${index}`);
 });
 
@@ -92,11 +92,11 @@ test("callers that go away leave the others alone; with the last of them everyth
   await eventually(async () => expect(fake.openBlobs).toBeGreaterThan(0), "the pause");
   leave.abort();
   for (const reply of await Promise.all(leaving)) expect(reply).toHaveProperty("code", 1);
-  expect(readState(containerd).leases.length).toBeGreaterThan(0);
+  expect(readLeases(containerd).length).toBeGreaterThan(0);
   stay.abort();
   for (const reply of await Promise.all(staying)) expect(reply).toHaveProperty("code", 1);
   await settled(containerd);
-  expect(readState(containerd).images.join()).not.toContain("many/leaving");
+  expect(readImages(containerd).join()).not.toContain("many/leaving");
   pause.open();
   fake.behave = () => undefined;
   await Promise.all(images.map(({ reference }) => hawser.cri.mustPull(reference)));
@@ -139,8 +139,8 @@ test.each([
   await settled(containerd);
   expect(fake.rangesOf(digest)).toHaveLength(1);
   expect(await own.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
-  expect(readState(containerd).content.join()).toContain(digest);
-  expect(readState(containerd).images.join()).not.toContain(`shared/${leaver}-${leaver}`);
+  expect(readContent(containerd).join()).toContain(digest);
+  expect(readImages(containerd).join()).not.toContain(`shared/${leaver}-${leaver}`);
 });
 
 test("garbage collection runs all the time: pulls are accelerated, and every blob is kept", async () => {

@@ -12,7 +12,15 @@ import { PrivateContainerd } from "../harness/containerd.ts";
 import { bytesAsked, journals, overlapBytes, readLeft } from "../harness/crash.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { eventually } from "../harness/process.ts";
-import { activeExtracts, leftovers, parked, readLayers, readState } from "../harness/state.ts";
+import {
+  activeExtracts,
+  leftovers,
+  parked,
+  readContent,
+  readLayers,
+  readLeases,
+  readState,
+} from "../harness/state.ts";
 import { differences, namesBelow } from "../harness/tree.ts";
 
 const config = '[download]\nchunk_size = "64KiB"\n[unpack]\nmax_concurrent = 2';
@@ -51,7 +59,7 @@ function put(name: string, layers = 3, bytes = 1_500_000): FakeImage {
 
 async function nothingLeft(): Promise<void> {
   await eventually(async () => {
-    expect(readState(containerd).leases).toEqual([]);
+    expect(readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
     expect(activeExtracts(containerd)).toEqual([]);
     expect(namesBelow(`${containerd.root}/root/io.hawser/instances`)).toHaveLength(1);
@@ -60,7 +68,7 @@ async function nothingLeft(): Promise<void> {
 
 /** Digests of what is in the content store. */
 function keptBlobs(): string[] {
-  return readState(containerd).content.map((line) => line.split(" ", 1)[0] ?? "");
+  return readContent(containerd).map((line) => line.split(" ", 1)[0] ?? "");
 }
 
 /** Starts again and pulls: nothing that a journal says is written may be asked for, and all is as it should be. */
@@ -290,7 +298,7 @@ test("two daemons on one containerd: what the living one holds survives the othe
   await dying.untilKilled();
   await dying.startAgain();
   await dying.untilLogged(/removed what dead instances left/);
-  expect(readState(containerd).leases).toHaveLength(1);
+  expect(readLeases(containerd)).toHaveLength(1);
   pause.open();
   expect(await pulling).not.toHaveProperty("code");
   expect(await living.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');

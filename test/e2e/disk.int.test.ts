@@ -13,7 +13,7 @@ import { PrivateContainerd } from "../harness/containerd.ts";
 import { fields } from "../harness/cri.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { eventually } from "../harness/process.ts";
-import { activeExtracts, leftovers, parked, readState } from "../harness/state.ts";
+import { activeExtracts, leftovers, parked, readContent, readLeases } from "../harness/state.ts";
 import { Volume } from "../harness/volume.ts";
 
 const mebibyte = 1024 * 1024;
@@ -45,7 +45,7 @@ async function nothingLeft(containerd: PrivateContainerd): Promise<void> {
   await eventually(async () => {
     containerd.ctr("leases", "create", "--id", "collection");
     containerd.ctr("leases", "delete", "--sync", "collection");
-    expect(readState(containerd).leases).toEqual([]);
+    expect(readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
     expect(activeExtracts(containerd)).toEqual([]);
   }, "the end of what follows a pull");
@@ -191,9 +191,7 @@ describe("the disk is full from a call to containerd on", () => {
     expect(await hawser.cri.pull(image.reference)).toEqual({ value: image.configDigest });
     await eventually(async () => expect(isFull()).toBe(true), "the adoption");
     await pulledWithRoom(image.reference);
-    const known = readState(containerd).content.map(
-      (line) => line.slice("sha256:".length).split(" ", 1)[0] ?? "",
-    );
+    const known = readContent(containerd).map((line) => line.slice("sha256:".length).split(" ", 1)[0] ?? "");
     await eventually(
       async () =>
         expect(readdirSync(join(containerd.contentRoot, "blobs/sha256")).sort()).toEqual(known.sort()),
@@ -278,7 +276,7 @@ test("three images at once through one worker, one connection and a spool for on
   expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 3');
   await nothingLeft(containerd);
   expect(parked(containerd)).toEqual([]);
-  const content = readState(containerd).content.join("\n");
+  const content = readContent(containerd).join("\n");
   for (const image of images) for (const { digest } of image.layers) expect(content).toContain(digest);
 });
 

@@ -13,7 +13,7 @@ import { PrivateHawser } from "../harness/hawser.ts";
 import { busyboxLayers, layerTypes, pushImage } from "../harness/images.ts";
 import { eventually } from "../harness/process.ts";
 import { PrivateRegistry } from "../harness/registry.ts";
-import { activeExtracts, leftovers, readState } from "../harness/state.ts";
+import { activeExtracts, leftovers, readLeases, readSnapshots } from "../harness/state.ts";
 
 let containerd: PrivateContainerd;
 let hawser: PrivateHawser;
@@ -42,7 +42,7 @@ afterEach(() => {
 /** Nothing of a pull is left: not in leases, active snapshots, staging or spool. */
 async function nothingLeft(): Promise<void> {
   await eventually(async () => {
-    expect(readState(containerd).leases).toEqual([]);
+    expect(readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
     expect(activeExtracts(containerd)).toEqual([]);
   }, "the end of what follows a pull");
@@ -152,7 +152,7 @@ describe("blobs that are not what they should be", () => {
   ];
   test.each(cases)("%s", async (name, layers) => {
     const image = fake.put(`bad/${name.replace(/\W+/g, "-").toLowerCase()}:v1`, layers);
-    const committed = readState(containerd).snapshots.length;
+    const committed = readSnapshots(containerd).length;
     const ours = await hawser.cri.pull(image.reference);
     await nothingLeft();
     const theirs = await containerd.cri.pull(image.reference);
@@ -162,7 +162,7 @@ describe("blobs that are not what they should be", () => {
     expect(shape(ours)).toEqual(shape(theirs));
     if ("code" in ours) {
       await eventually(
-        async () => expect(readState(containerd).snapshots).toHaveLength(committed),
+        async () => expect(readSnapshots(containerd)).toHaveLength(committed),
         "the snapshots' end",
       );
     }

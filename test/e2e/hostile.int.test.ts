@@ -6,7 +6,7 @@ import { dir, file, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { settled } from "../harness/parity.ts";
-import { readLayers, readState } from "../harness/state.ts";
+import { readImages, readLayers } from "../harness/state.ts";
 import { differences } from "../harness/tree.ts";
 import { Canary } from "../layer/canary.ts";
 import { blobOf, corpus } from "../layer/hostile.ts";
@@ -52,7 +52,7 @@ test.each([true, false])("every entry, as the bottom layer: %s", async (isBase) 
   }
   expect(wrong).toEqual([]);
   await settled(ours);
-  expect(readState(ours).images).toEqual(readState(theirs).images);
+  expect(readImages(ours)).toEqual(readImages(theirs));
   const [some, others] = [await readLayers(theirs), await readLayers(ours)];
   for (const [chainID, tree] of some) {
     const implicit = new Set([...tree].filter(([, { kind }]) => kind === "directory").map(([path]) => path));

@@ -10,7 +10,7 @@ import { PrivateContainerd } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { settled } from "../harness/parity.ts";
 import { eventually } from "../harness/process.ts";
-import { readState } from "../harness/state.ts";
+import { readImages } from "../harness/state.ts";
 
 let containerd: PrivateContainerd;
 let proxy: ContainerdProxy;
@@ -88,7 +88,7 @@ test.each(calls)("%s, call %i", async (method, passage) => {
   if (method === "Snapshots/Prepare") expect(commits.length).toBeLessThan(passage);
   // A PullImage that has reached containerd may come to its end there.
   if (method !== "ImageService/PullImage") {
-    expect(readState(containerd).images.map((line) => line.split(" ", 1)[0])).not.toContain(image.reference);
+    expect(readImages(containerd).map((line) => line.split(" ", 1)[0])).not.toContain(image.reference);
   }
   expect(hawser.exitCode, hawser.logs()).toBe(null);
   await hawser.cri.mustPull(image.reference);

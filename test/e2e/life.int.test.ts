@@ -11,7 +11,7 @@ import { busyboxLayers, type PushedImage, pushImage, pushPause, type TestLayer }
 import { compareWithContainerd, settled } from "../harness/parity.ts";
 import { eventually } from "../harness/process.ts";
 import { PrivateRegistry } from "../harness/registry.ts";
-import { readState } from "../harness/state.ts";
+import { readSnapshots, readState } from "../harness/state.ts";
 import { containerdRelease, minors, type Release } from "../harness/versions.ts";
 
 let registry: PrivateRegistry;
@@ -56,7 +56,7 @@ function onDisk(containerd: PrivateContainerd): string[] {
 async function untilCollected(containerd: PrivateContainerd): Promise<void> {
   await eventually(async () => {
     const folders = readdirSync(join(containerd.snapshotterRoot, "snapshots"));
-    expect(folders).toHaveLength(readState(containerd).snapshots.length);
+    expect(folders).toHaveLength(readSnapshots(containerd).length);
   }, "the end of the self-test's snapshots");
 }
 

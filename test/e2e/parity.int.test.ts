@@ -8,7 +8,7 @@ import { busyboxLayers, type PushedImage, pushImage, pushPause } from "../harnes
 import { oddLayers } from "../harness/odd.ts";
 import { compareWithContainerd, settled } from "../harness/parity.ts";
 import { PrivateRegistry } from "../harness/registry.ts";
-import { readState } from "../harness/state.ts";
+import { readContent } from "../harness/state.ts";
 import { containerdRelease, minors, type Release } from "../harness/versions.ts";
 
 let registry: PrivateRegistry;
@@ -102,7 +102,7 @@ describe.each(minors)("containerd %s", (minor) => {
     // containerd itself would keep them.
     expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
     await settled(containerd);
-    const blobs = readState(containerd).content.map((line) => line.split(" ", 1)[0]);
+    const blobs = readContent(containerd).map((line) => line.split(" ", 1)[0]);
     expect(blobs).not.toContain(image.layers[0]?.digest);
     expect(blobs).toContain(image.config.digest);
     expect(await containerd.run(id, ["sh", "-c", "echo from $(cat /etc/passwd)"])).toBe(

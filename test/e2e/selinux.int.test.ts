@@ -11,7 +11,7 @@ import { dir, file, hardlink, symlink, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd, scratch } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { eventually } from "../harness/process.ts";
-import { activeExtracts, leftovers, readLayers, readState } from "../harness/state.ts";
+import { activeExtracts, leftovers, readLayers, readLeases } from "../harness/state.ts";
 
 const layerLabel = "system_u:object_r:container_ro_file_t:s0";
 const blobLabel = "system_u:object_r:container_blob_t:s0";
@@ -119,7 +119,7 @@ test("whatever is unpacked or kept has the label that containerd's own would hav
   expect(nodes.find(([path]) => path === "usr/implied")).toBeDefined();
   await eventually(async () => {
     expect(leftovers(containerd)).toEqual([]);
-    expect(readState(containerd).leases).toEqual([]);
+    expect(readLeases(containerd)).toEqual([]);
   }, "the end of what follows the pull");
   for (const { digest } of image.layers) {
     expect(labelOf(join(containerd.contentRoot, "blobs/sha256", digest.slice("sha256:".length)))).toBe(

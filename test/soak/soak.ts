@@ -10,7 +10,7 @@ import { dir, file, symlink, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { eventually } from "../harness/process.ts";
-import { activeExtracts, leftovers, readLayers, readState } from "../harness/state.ts";
+import { activeExtracts, leftovers, readLayers, readLeases, readState } from "../harness/state.ts";
 import { differences, namesBelow } from "../harness/tree.ts";
 import { randomness } from "./random.ts";
 
@@ -93,7 +93,7 @@ function misbehave(fake: FakeRegistry, random: ReturnType<typeof randomness>): v
 
 async function findLeftovers(containerd: PrivateContainerd): Promise<string[]> {
   const find = (): string[] => [
-    ...readState(containerd).leases,
+    ...readLeases(containerd),
     ...leftovers(containerd),
     ...activeExtracts(containerd),
     ...namesBelow(`${containerd.root}/root/io.hawser/instances`).slice(1),
