@@ -209,13 +209,19 @@ napi_value make_node(napi_env env, napi_callback_info info) {
   return outcome(env, syscall(SYS_mknodat, dir, name, mode, static_cast<unsigned>(device)));
 }
 
-int create_at(int dir, const char *name) {
-  return openat(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600);
+int create_at(int dir, const char *name, mode_t mode) {
+  return openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
 }
 
-// Owner, mode and times of an open file, in the order that keeps setuid bits: chown clears them.
+// Owner, mode and times of an open file, in the order that keeps setuid bits: chown clears them. What is right already is
+// not set: to look costs less than to write an inode, and most files are root's.
 int finish_fd(int fd, uid_t uid, gid_t gid, mode_t mode, const timespec times[2]) {
-  return fchown(fd, uid, gid) || fchmod(fd, mode) || futimens(fd, times) ? -1 : 0;
+  struct stat is;
+  if (fstat(fd, &is)) return -1;
+  bool owned = is.st_uid == uid && is.st_gid == gid;
+  if (!owned && fchown(fd, uid, gid)) return -1;
+  if ((!owned || (is.st_mode & 07777) != mode) && fchmod(fd, mode)) return -1;
+  return futimens(fd, times);
 }
 
 // createFile(dir, name): a descriptor for writing; the file must not exist.
@@ -225,7 +231,7 @@ napi_value create_file(napi_env env, napi_callback_info info) {
   int dir = static_cast<int>(args.integer(0));
   args.name(1, name);
   if (!args.ok()) return nullptr;
-  return opened(env, create_at(dir, name));
+  return opened(env, create_at(dir, name, 0600));
 }
 
 // writeFile(fd, bytes, start, end)
@@ -249,7 +255,7 @@ napi_value put_file(napi_env env, napi_callback_info info) {
   args.name(1, name);
   Bytes bytes = args.slice(2, 3, 4);
   if (!args.ok()) return nullptr;
-  int fd = create_at(dir, name);
+  int fd = create_at(dir, name, mode & 0777);
   if (fd < 0) return number(env, -errno);
   int error = write_all(fd, bytes) || finish_fd(fd, uid, gid, mode, times) ? errno : 0;
   close(fd);

@@ -227,7 +227,8 @@ export class Applier implements EntrySink, Disposable {
     if (!this.#isSymlink(entry, place)) {
       check(this.#native.setMode(at.fd, name, entry.mode), describe("setting the mode of", place));
     }
-    this.#setTimes(entry, place);
+    // Whatever is put into a directory would change them again.
+    if (entry.type !== "directory") this.#setTimes(entry, place);
   }
 
   #isSymlink(entry: Entry, place: Place): boolean {
@@ -303,8 +304,16 @@ function isUnset(id: number): boolean {
   return id >>> 0 === 0xffff_ffff;
 }
 
+/** Nearly every path of an archive is clean but for its ends: no component is empty or begins with a dot. */
+const isClean = /^[^./][^/]*(?:\/[^./][^/]*)*$/;
+
 /** A path as Go's filepath.Clean sees it, clamped at the root: the directory part and the last component. */
 export function split(path: string): { readonly parent: string; readonly name: string } {
+  const bare = path.slice(path.startsWith("./") ? 2 : 0, path.endsWith("/") ? -1 : undefined);
+  if (isClean.test(bare)) {
+    const slash = bare.lastIndexOf("/");
+    return { parent: bare.slice(0, Math.max(0, slash)), name: bare.slice(slash + 1) };
+  }
   const parts: string[] = [];
   for (const part of path.split("/")) {
     if (part === "..") parts.pop();
