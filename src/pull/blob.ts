@@ -80,11 +80,11 @@ export class Blob implements AsyncDisposable {
   }
 
   /** Says that the bytes have the right digest and are to be kept in the content store. */
-  async keep({ image, labels }: Keep): Promise<void> {
+  keep({ image, labels }: Keep): void {
     const before = this.#end.kind === "adopt" ? this.#end.keep.labels : {};
     const keep = { image, labels: mergeLabels(before, labels) };
     this.#end = { kind: "adopt", keep };
-    await this.#held.keep(keep);
+    this.#held.keep(keep);
   }
 
   /** Says that the bytes are wrong, or right and not needed any more. Never undoes keep(). */

@@ -8,6 +8,7 @@
 //   w 0 1048576            these bytes are written
 //   k {"image":"…","labels":{…}}    all bytes were found right, and are to be kept for this image
 
+import { writeSync } from "node:fs";
 import { type FileHandle, open, readFile, rm } from "node:fs/promises";
 import type { Labels } from "../containerd/containerd.ts";
 import { failpoint } from "../failpoint.ts";
@@ -47,9 +48,8 @@ export class Journal {
   readonly #file: FileHandle;
   #pending: Range[] = [];
   #pendingBytes = 0;
-  /** The last of the writes, which run one after another. */
-  #writing: Promise<void> = Promise.resolve();
   #isBroken = false;
+  #isClosed = false;
 
   private constructor(path: string, file: FileHandle) {
     this.path = path;
@@ -82,40 +82,40 @@ export class Journal {
     if (last?.end === range.start) last.end = range.end;
     else this.#pending.push({ ...range });
     this.#pendingBytes += range.end - range.start;
-    if (this.#pendingBytes >= batchBytes) void this.#flush();
+    if (this.#pendingBytes >= batchBytes) this.#flush();
   }
 
-  /** Once this has resolved, the adoption outlives this process. */
-  async keep(keep: Keep): Promise<void> {
-    await this.#flush();
-    await this.#append(`k ${JSON.stringify(keep)}\n`);
+  /** Once this has returned, the adoption outlives this process. */
+  keep(keep: Keep): void {
+    this.#flush();
+    this.#append(`k ${JSON.stringify(keep)}\n`);
   }
 
   /** Writes what is left to write, and closes the file. */
   async close(): Promise<void> {
-    await this.#flush();
+    if (!this.#isClosed) this.#flush();
+    this.#isClosed = true;
     await this.#file.close();
   }
 
-  async #flush(): Promise<void> {
+  #flush(): void {
     const text = this.#pending.map(lineOf).join("");
     this.#pending = [];
     this.#pendingBytes = 0;
-    await this.#append(text);
+    this.#append(text);
   }
 
-  async #append(text: string): Promise<void> {
-    this.#writing = this.#writing.then(async () => {
-      if (text === "" || this.#isBroken) return;
-      try {
-        await this.#file.appendFile(text);
-        failpoint("journaled");
-      } catch {
-        // Half a line may be there now, so nothing may follow it.
-        this.#isBroken = true;
-      }
-    });
-    await this.#writing;
+  /** At once, since the bytes that it speaks of were written at once. */
+  #append(text: string): void {
+    if (text === "" || this.#isBroken) return;
+    try {
+      const bytes = Buffer.from(text);
+      for (let done = 0; done < bytes.length; ) done += writeSync(this.#file.fd, bytes, done);
+      failpoint("journaled");
+    } catch {
+      // Half a line may be there now, so nothing may follow it.
+      this.#isBroken = true;
+    }
   }
 }
 

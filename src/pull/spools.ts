@@ -310,8 +310,8 @@ export class HeldSpool {
   }
 
   /** Notes that the bytes are right and are to be kept, so that a crash cannot undo it. */
-  async keep(keep: Keep): Promise<void> {
-    await this.#journal.keep(keep);
+  keep(keep: Keep): void {
+    this.#journal.keep(keep);
     failpoint("keep-noted");
   }
 

@@ -84,7 +84,7 @@ test("no space for what is to be kept: that is not believed to be noted, and eve
   held.spool.write(0, Buffer.alloc(mebibyte));
   volume.fill(0);
   // Longer than what is left of the journal's last page.
-  await held.keep({ image: "image", labels: { long: "x".repeat(8192) } });
+  held.keep({ image: "image", labels: { long: "x".repeat(8192) } });
   await held.spool.close();
   await mkdir(join(volume.path, "dead"));
   for (const name of [held.spool.view.path, `${held.spool.view.path}.journal`]) {

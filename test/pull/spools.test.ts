@@ -173,10 +173,10 @@ test("what a dead instance left is taken over: ranges to go on with, adoptions t
   live.spool.write(20, Buffer.alloc(1, "x"));
   const kept = await take(dead, "kept");
   kept.spool.write(0, Buffer.alloc(100, "k"));
-  await kept.keep({ image: "there", labels: { label: "value" } });
+  kept.keep({ image: "there", labels: { label: "value" } });
   const vain = await take(dead, "vain");
   vain.spool.write(0, Buffer.alloc(100, "v"));
-  await vain.keep({ image: "not there", labels: {} });
+  vain.keep({ image: "not there", labels: {} });
   await vain.spool.close();
   // Closed without an end, as far as the files are concerned: what a crash leaves.
   await live.spool.close();

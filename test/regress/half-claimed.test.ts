@@ -25,7 +25,7 @@ test("what is being claimed is waited for", async () => {
   const held = await dead.take(blob, 0, new AbortController().signal);
   held.spool.write(0, Buffer.alloc(100));
   // To be adopted for an image, which containerd is asked for.
-  await held.keep({ image: "image", labels: {} });
+  held.keep({ image: "image", labels: {} });
   await held.park();
   await dead[Symbol.asyncDispose]();
   const spools = await open(instance.spool);
