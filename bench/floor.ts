@@ -42,11 +42,13 @@ const outputBytes = 1024 * 1024;
 const role = "floor-child";
 
 /** Does it once, in processes that are up before the clock starts. Throws unless all that was packed came out. */
-export async function measureFloor({ files, packing, unpackedBytes }: BuiltImage): Promise<Floor> {
+export async function measureFloor(images: readonly BuiltImage[]): Promise<Floor> {
   const folder = mkdtempSync(join(scratch(), "floor-"));
-  const tasks = files
-    .toSorted((a, b) => statSync(b).size - statSync(a).size)
-    .map((from, index): Task => ({ packing, from, to: join(folder, String(index)) }));
+  const tasks = images
+    .flatMap(({ files, packing }) => files.map((from) => ({ from, packing })))
+    .toSorted((a, b) => statSync(b.from).size - statSync(a.from).size)
+    .map(({ from, packing }, index): Task => ({ from, packing, to: join(folder, String(index)) }));
+  const unpackedBytes = images.reduce((sum, image) => sum + image.unpackedBytes, 0);
   const count = Math.min(availableParallelism(), tasks.length);
   const children = Array.from({ length: count }, () => fork(fileURLToPath(import.meta.url), [role]));
   try {

@@ -1,116 +1,136 @@
-// npm run bench: one image pulled by containerd and by Hawser in turn, on fresh roots on tmpfs, medians in one table,
-// with the floor beside them.
+// npm run bench: images pulled by containerds and by Hawser in turn, on fresh roots on tmpfs, with the floor beside them.
+// Medians in tables; with --save also as JSON under bench/results/, and as the picture in the README.
 
+import { writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { PrivateRegistry } from "../test/harness/registry.ts";
+import { allMinors, containerdRelease } from "../test/harness/versions.ts";
+import { chart } from "./chart.ts";
 import { type Floor, measureFloor } from "./floor.ts";
-import { type BuiltImage, pushRecipe, sizes } from "./images.ts";
+import { type BuiltImage, pushRecipe } from "./images.ts";
 import { interruptible } from "./interrupt.ts";
-import { machine, median, programs, spread, table } from "./measure.ts";
-import { type Recipe, recipes } from "./recipes.ts";
-import { pullByContainerd, pullByHawser, type Run, touchMemory } from "./sides.ts";
+import { machine, programs } from "./measure.ts";
+import { regional, ShapedNetwork } from "./network.ts";
+import { report } from "./report.ts";
+import {
+  commit,
+  earlier,
+  hawser,
+  type Results,
+  reference,
+  type ScenarioResult,
+  save,
+  slower,
+} from "./results.ts";
+import { type Scenario, scenarios } from "./scenarios.ts";
+import { containerdSide, hawserSide, type Load, type Run, type Side, touchMemory } from "./sides.ts";
 
-const usage = `Usage: npm run bench [-- --image NAME] [--runs N] [--config TOML]
+const peers = allMinors.map((minor) => `containerd-${minor}`);
+const usage = `Usage: npm run bench [-- --image NAME[,NAME…]] [--against PEER[,PEER…]] [--runs N] [--config TOML] [--save]
 
-  --image NAME    ${Object.entries(recipes)
-    .map(([name, { title }]) => `${name} (${title})`)
-    .join(",\n                  ")}
-                  (default go)
-  --runs N        pairs of pulls, after one that is not counted (default 5)
+  --image NAME    ${scenarios.map(({ name, title }) => `${name} (${title})`).join(",\n                  ")}
+                  (default: all of them)
+  --against PEER  ${peers.join(", ")}, or containerd for the first of these (default containerd)
+  --runs N        rounds of pulls by all sides, after one that is not counted (default 5)
   --config TOML   settings for Hawser, such as '[download]
 chunk_size = "4MiB"'
+  --save          keep the results under bench/results/, and draw them
 `;
-
-/** What was measured side by side, within seconds of each other. */
-interface Round {
-  readonly floor: Floor;
-  readonly theirs: Run;
-  readonly ours: Run;
-}
 
 const { values } = parseArgs({
   options: {
-    image: { type: "string", default: "go" },
+    image: { type: "string", default: scenarios.map(({ name }) => name).join(",") },
+    against: { type: "string", default: "containerd" },
     runs: { type: "string", default: "5" },
     config: { type: "string", default: "" },
+    save: { type: "boolean", default: false },
     help: { type: "boolean" },
   },
 });
 const runs = Number(values.runs);
-const recipe = recipes[values.image];
-if (values.help || recipe === undefined || !Number.isInteger(runs) || runs < 1) {
+const wanted = values.image.split(",");
+const chosen = scenarios.filter(({ name }) => wanted.includes(name));
+const against = values.against.split(",").map((name) => (name === "containerd" ? reference : name));
+const isUsable =
+  wanted.every((name) => scenarios.some((one) => one.name === name)) &&
+  against.every((name) => peers.includes(name)) &&
+  Number.isInteger(runs) &&
+  runs >= 1;
+if (values.help || !isUsable) {
   console.log(usage);
   process.exit(values.help ? 0 : 2);
 }
 
 const say = (text: string): void => console.error(text);
 await interruptible(async (signal) => {
-  const versions = programs();
-  await using registry = await PrivateRegistry.start();
-  const image = await pushRecipe(registry, recipe, say, signal);
-  const rounds: Round[] = [];
-  for (let index = 0; index <= runs; index++) {
-    const round = await measure(registry, image, index, signal);
-    const [theirs, ours] = [round.theirs.seconds, round.ours.seconds];
-    const name = index === 0 ? "warm-up" : `pair ${index}`;
-    say(
-      `${name}: containerd ${theirs.toFixed(2)} s, Hawser ${ours.toFixed(2)} s (${(theirs / ours).toFixed(2)}x)`,
-    );
-    if (index > 0) rounds.push(round);
-  }
-  report(recipe, image, versions, rounds);
+  const sides = sidesOf(against);
+  const done: ScenarioResult[] = [];
+  for (const scenario of chosen) done.push(await measure(scenario, sides, signal));
+  const results: Results = {
+    date: new Date().toISOString(),
+    commit: commit(),
+    machine: machine(),
+    versions: programs(),
+    command: command(),
+    scenarios: done,
+  };
+  console.log(report(results, scenarios));
+  const before = earlier(results);
+  for (const line of before ? slower(results, before) : []) console.log(`slower: ${line}`);
+  if (!values.save) return;
+  console.log(`kept in ${save(results)}`);
+  writeFileSync(fileURLToPath(new URL("results/latest.svg", import.meta.url)), chart(results));
 });
 
-/** Who goes first alternates, so that neither side always finds the machine as the other left it. */
-async function measure(
-  registry: PrivateRegistry,
-  image: BuiltImage,
-  index: number,
-  signal: AbortSignal,
-): Promise<Round> {
-  await touchMemory(image, signal);
-  const floor = await measureFloor(image);
-  if (index % 2 === 0) {
-    const theirs = await pullByContainerd(registry, image, signal);
-    return { floor, theirs, ours: await pullByHawser(registry, image, values.config, signal) };
-  }
-  const ours = await pullByHawser(registry, image, values.config, signal);
-  return { floor, theirs: await pullByContainerd(registry, image, signal), ours };
+function sidesOf(names: readonly string[]): ReadonlyMap<string, Side> {
+  const others = names.map((name) => {
+    const minor = allMinors.find((one) => name === `containerd-${one}`);
+    const release = minor && name !== reference ? containerdRelease(minor) : undefined;
+    return [name, containerdSide(release)] as const;
+  });
+  return new Map([[hawser, hawserSide(values.config)], ...others]);
 }
 
-function report({ title }: Recipe, image: BuiltImage, versions: string, rounds: readonly Round[]): void {
+function command(): string {
   const args = process.argv.slice(2).map((arg) => (/\s/.test(arg) ? JSON.stringify(arg) : arg));
-  const command = ["npm run bench", ...(args.length > 0 ? ["--"] : []), ...args].join(" ");
-  const theirs = rounds.map((round) => round.theirs);
-  const ours = rounds.map((round) => round.ours);
-  const rows = [
-    ["", "seconds", "range", "containerd CPU s", "Hawser CPU s", "registry CPU s", "peak MiB"],
-    pullRow("containerd", theirs),
-    pullRow("Hawser", ours),
-    floorRow(rounds.map((round) => round.floor)),
-  ];
-  const ratios = rounds.map((round) => round.theirs.seconds / round.ours.seconds);
-  console.log(`
-${title}: ${sizes(image)}
-${machine()}
-${versions}
-${command}: ${rounds.length} pairs, taking turns to go first, fresh roots on tmpfs, medians
-
-${table(rows)}
-
-Hawser is ${median(ratios).toFixed(2)}x faster (median of the pairs' ratios)`);
+  return ["npm run bench", ...(args.length > 0 ? ["--"] : []), ...args].join(" ");
 }
 
-function pullRow(name: string, all: readonly Run[]): string[] {
-  const middle = (key: keyof Run): string => median(all.map((run) => run[key])).toFixed(2);
-  const costs = [middle("containerdCpu"), middle("hawserCpu"), middle("registryCpu")];
-  const peak = Math.max(...all.map((run) => run.peakMiB)).toFixed(0);
-  return [name, middle("seconds"), spread(all.map((run) => run.seconds)), ...costs, peak];
+async function measure(
+  scenario: Scenario,
+  sides: ReadonlyMap<string, Side>,
+  signal: AbortSignal,
+): Promise<ScenarioResult> {
+  await using registry = await PrivateRegistry.start();
+  await using network =
+    scenario.network === "shaped" ? await ShapedNetwork.before(registry.host, regional) : undefined;
+  const images: BuiltImage[] = [];
+  for (const recipe of scenario.recipes) images.push(await pushRecipe(registry, recipe, say, signal));
+  const load: Load = { registry, host: network?.host ?? registry.host, images };
+  const floors: Floor[] = [];
+  const found: Record<string, Run[]> = Object.fromEntries([...sides.keys()].map((name) => [name, []]));
+  for (let round = 0; round <= runs; round++) {
+    await touchMemory(images, signal);
+    const floor = await measureFloor(images);
+    const told: string[] = [];
+    for (const [name, side] of turns(sides, round)) {
+      const run = await side(load, signal);
+      told.push(`${name} ${run.seconds.toFixed(2)} s`);
+      if (round > 0) found[name]?.push(run);
+    }
+    if (round > 0) floors.push(floor);
+    say(`${scenario.name}, ${round === 0 ? "warm-up" : `round ${round}`}: ${told.join(", ")}`);
+  }
+  const sum = (key: "compressedBytes" | "unpackedBytes"): number =>
+    images.reduce((bytes, image) => bytes + image[key], 0);
+  const bytes = { compressedBytes: sum("compressedBytes"), unpackedBytes: sum("unpackedBytes") };
+  return { name: scenario.name, title: scenario.title, ...bytes, floors, sides: found };
 }
 
-/** What the floor does stands in floor.ts; its CPU time is of no daemon. */
-function floorRow(all: readonly Floor[]): string[] {
-  const seconds = all.map((floor) => floor.seconds);
-  const cpu = median(all.map((floor) => floor.cpu)).toFixed(2);
-  return [`floor (${cpu} CPU s)`, median(seconds).toFixed(2), spread(seconds), "-", "-", "-", "-"];
+/** Who goes first alternates, so that no side always finds the machine as the same other one left it. */
+function turns(sides: ReadonlyMap<string, Side>, round: number): (readonly [string, Side])[] {
+  const all = [...sides];
+  const first = round % all.length;
+  return [...all.slice(first), ...all.slice(0, first)];
 }

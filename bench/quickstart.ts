@@ -8,7 +8,7 @@ import { PrivateRegistry } from "../test/harness/registry.ts";
 import { pushRecipe, sizes } from "./images.ts";
 import { interruptible } from "./interrupt.ts";
 import { tools } from "./recipes.ts";
-import { mustBeAccelerated, pull, pullByContainerd, touchMemory } from "./sides.ts";
+import { containerdSide, mustBeAccelerated, pull, touchMemory } from "./sides.ts";
 
 const say = (text: string): void => console.log(text);
 
@@ -20,11 +20,11 @@ await interruptible(async (signal) => {
   say(`  ${tools.title}: ${sizes(image)}\n`);
 
   say("Pulling it with containerd's own CRI, on fresh directories ...");
-  const theirs = await pullByContainerd(registry, image, signal);
+  const theirs = await containerdSide()({ registry, host: registry.host, images: [image] }, signal);
   say(`  ${theirs.seconds.toFixed(2)} s\n`);
 
   say("Pulling it through Hawser's CRI socket, on fresh directories of another private containerd ...");
-  await touchMemory(image, signal);
+  await touchMemory([image], signal);
   await using containerd = await PrivateContainerd.start({ sandboxImage: pause.reference });
   await using hawser = await PrivateHawser.start({ containerd: containerd.address });
   const began = performance.now();

@@ -1,4 +1,4 @@
-// The two sides of a comparison: the same image by containerd's own CRI and by Hawser, each on fresh roots on tmpfs.
+// The sides of a comparison: the same images by a containerd's own CRI and by Hawser, each on fresh roots on tmpfs.
 
 import { execFile } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -8,10 +8,11 @@ import { PrivateContainerd, scratch } from "../test/harness/containerd.ts";
 import type { CriClient } from "../test/harness/cri.ts";
 import { PrivateHawser } from "../test/harness/hawser.ts";
 import type { PrivateRegistry } from "../test/harness/registry.ts";
+import type { Release } from "../test/harness/versions.ts";
 import type { BuiltImage } from "./images.ts";
 import { cpuSeconds, peakMiB } from "./measure.ts";
 
-/** One pull, from the call to its answer. */
+/** One or several pulls at once, from the first call to the last answer. */
 export interface Run {
   readonly seconds: number;
   /** CPU seconds, of containerd with the programs that it started (unpigz among them). */
@@ -23,34 +24,48 @@ export interface Run {
   readonly peakMiB: number;
 }
 
-export async function pullByContainerd(
-  registry: PrivateRegistry,
-  image: BuiltImage,
-  signal: AbortSignal,
-): Promise<Run> {
-  await touchMemory(image, signal);
-  await using containerd = await PrivateContainerd.start();
-  return await timedPull({ registry, containerd }, image, signal);
+/** What is pulled, and from where. */
+export interface Load {
+  readonly registry: PrivateRegistry;
+  /** Where the puller finds the registry (host:port), which is another one behind a shaped network. */
+  readonly host: string;
+  readonly images: readonly BuiltImage[];
 }
 
-export async function pullByHawser(
-  registry: PrivateRegistry,
-  image: BuiltImage,
-  config: string,
-  signal: AbortSignal,
-): Promise<Run> {
-  await touchMemory(image, signal);
-  await using containerd = await PrivateContainerd.start();
-  await using hawser = await PrivateHawser.start({ containerd: containerd.address, config });
-  const run = await timedPull({ registry, containerd, hawser }, image, signal);
-  await mustBeAccelerated(hawser);
-  return run;
+/** Pulls a load on fresh roots. */
+export type Side = (load: Load, signal: AbortSignal) => Promise<Run>;
+
+/** containerd's own fetching of one blob by several requests, where it has that. */
+const parallelFetch = `[plugins."io.containerd.transfer.v1.local"]
+  max_concurrent_downloads = 8
+  concurrent_layer_fetch_buffer = 8388608
+`;
+
+export function containerdSide(release?: Release): Side {
+  const newest = release?.minor === "2.1" ? ({ format: 3, more: parallelFetch } as const) : {};
+  return async (load, signal) => {
+    await touchMemory(load.images, signal);
+    await using containerd = await PrivateContainerd.start({ ...(release && { release }), ...newest });
+    return await timed({ containerd }, load, signal);
+  };
 }
 
-/** Throws, with the daemon's log, unless its only pull was its own work. */
-export async function mustBeAccelerated(hawser: PrivateHawser): Promise<void> {
+/** Beside the machine's own containerd, with settings in TOML. */
+export function hawserSide(config: string): Side {
+  return async (load, signal) => {
+    await touchMemory(load.images, signal);
+    await using containerd = await PrivateContainerd.start();
+    await using hawser = await PrivateHawser.start({ containerd: containerd.address, config });
+    const run = await timed({ containerd, hawser }, load, signal);
+    await mustBeAccelerated(hawser, load.images.length);
+    return run;
+  };
+}
+
+/** Throws, with the daemon's log, unless all that it pulled was its own work. */
+export async function mustBeAccelerated(hawser: PrivateHawser, pulls = 1): Promise<void> {
   const metrics = await hawser.metrics();
-  if (!metrics.includes('hawser_pulls_total{result="ok",path="accelerated"} 1'))
+  if (!metrics.includes(`hawser_pulls_total{result="ok",path="accelerated"} ${pulls}\n`))
     throw new Error(`Hawser left the pull to containerd:\n${hawser.logs()}`);
 }
 
@@ -66,9 +81,9 @@ export async function pull(cri: CriClient, reference: string, signal: AbortSigna
  * Takes and gives back as much memory as a pull needs. Some virtual machines return free pages to their host, and the
  * first touch of each then costs far more than it would on a node that has been up for a while.
  */
-export async function touchMemory(image: BuiltImage, signal: AbortSignal): Promise<void> {
+export async function touchMemory(images: readonly BuiltImage[], signal: AbortSignal): Promise<void> {
   const folder = await mkdtemp(join(scratch(), "touch-"));
-  const bytes = 2 * (image.compressedBytes + image.unpackedBytes);
+  const bytes = images.reduce((sum, one) => sum + 2 * (one.compressedBytes + one.unpackedBytes), 0);
   try {
     await promisify(execFile)("sh", ["-c", `exec head -c ${bytes} /dev/zero > ${folder}/zeros`], { signal });
   } finally {
@@ -77,18 +92,18 @@ export async function touchMemory(image: BuiltImage, signal: AbortSignal): Promi
 }
 
 interface Servers {
-  readonly registry: PrivateRegistry;
   readonly containerd: PrivateContainerd;
   readonly hawser?: PrivateHawser;
 }
 
-async function timedPull(servers: Servers, image: BuiltImage, signal: AbortSignal): Promise<Run> {
-  const { registry, containerd, hawser } = servers;
+async function timed({ containerd, hawser }: Servers, load: Load, signal: AbortSignal): Promise<Run> {
+  const { registry, host, images } = load;
   const asked = hawser ?? containerd;
   const cpu = (): number[] => [containerd, hawser, registry].map((one) => (one ? cpuSeconds(one.pid) : 0));
   const before = cpu();
   const began = performance.now();
-  await pull(asked.cri, image.reference, signal);
+  const references = images.map(({ reference }) => `${host}${reference.slice(registry.host.length)}`);
+  await Promise.all(references.map((reference) => pull(asked.cri, reference, signal)));
   const seconds = (performance.now() - began) / 1000;
   const [containerdCpu = 0, hawserCpu = 0, registryCpu = 0] = cpu().map(
     (now, index) => now - (before[index] ?? 0),
