@@ -13,7 +13,7 @@ import { type CriServer, createCriServer } from "./cri/server.ts";
 import { PullError } from "./errors.ts";
 import type { LayerEngine } from "./layer/layer.ts";
 import { createEngine } from "./layer/pool.ts";
-import { limitsOf, threadsOf } from "./limits.ts";
+import { hostStreamsOf, limitsOf, streamsOf, threadsOf } from "./limits.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { parseReference } from "./oci/reference.ts";
@@ -199,16 +199,13 @@ class NodeDaemon implements Daemon {
     // Breakers begin anew with the connections.
     metrics.breakerOpen.reset();
     const wording = wordingOf(facts.version);
-    const hosts = [...settings.host];
     const registry = createRegistry({
       configPath: paths,
       userAgent: `hawser/${version}`,
       wording,
       chunkBytes: download.chunk_size,
-      streams: download.max_concurrent_per_image,
-      hostStreams: new Map(
-        hosts.flatMap(([host, { streams }]) => (streams === undefined ? [] : [[host, streams]])),
-      ),
+      streams: streamsOf(config),
+      hostStreams: hostStreamsOf(config),
       connectTimeoutMs: download.connect_timeout,
       progressTimeoutMs: download.progress_timeout,
       retries: download.retries,

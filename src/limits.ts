@@ -3,6 +3,26 @@
 import type { Config } from "./config.ts";
 import { availableCores } from "./cores.ts";
 import type { PullLimits } from "./pull/pull.ts";
+import { hostRequests } from "./pull/tuning.ts";
+
+/** A connection receives into up to 512 KiB. */
+const nodeRequests = 64;
+
+function numberOf(setting: number | "auto", automatic: number): number {
+  return setting === "auto" ? automatic : setting;
+}
+
+/** Connections for one blob, unless they are said for a host: as many as its other limits let it have. */
+export function streamsOf({ download }: Config): number {
+  return numberOf(download.max_concurrent_per_image, hostRequests.most);
+}
+
+/** The same for the hosts for which it is said (host:port). */
+export function hostStreamsOf({ registry }: Config): ReadonlyMap<string, number> {
+  return new Map(
+    [...registry.host].flatMap(([host, { streams }]) => (streams === undefined ? [] : [[host, streams]])),
+  );
+}
 
 /** Threads that unpack, which is also how many layers are unpacked at once. */
 export function threadsOf({ unpack }: Config): number {
@@ -16,13 +36,12 @@ export function limitsOf(config: Config): PullLimits {
     max_concurrent === undefined ? [] : [[host, max_concurrent]],
   );
   return {
-    downloadsMax: download.max_concurrent,
-    downloadsPerImageMax: download.max_concurrent_per_image,
+    downloadsMax: numberOf(download.max_concurrent, nodeRequests),
+    downloadsPerImageMax: numberOf(download.max_concurrent_per_image, nodeRequests),
     downloadsPerHostMax: download.max_concurrent_per_host,
     hosts: new Map(perHost),
     unpacksMax: threads,
-    unpacksPerImageMax:
-      unpack.max_concurrent_per_image === "auto" ? threads : unpack.max_concurrent_per_image,
+    unpacksPerImageMax: numberOf(unpack.max_concurrent_per_image, threads),
     layer: {
       entriesMax: unpack.max_entries,
       bytesMax: unpack.max_layer_size,

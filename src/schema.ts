@@ -118,12 +118,20 @@ export const schema = {
     ),
   },
   download: {
-    max_concurrent: setting(requests, 16, "Blob requests that may be open at once on this node."),
-    max_concurrent_per_image: setting(requests, 8, "Blob requests that one image may have open at once."),
+    max_concurrent: setting(
+      or("auto", requests),
+      "auto",
+      'Blob requests that may be open at once on this node; "auto" is 64, which bounds memory and not speed.',
+    ),
+    max_concurrent_per_image: setting(
+      or("auto", requests),
+      "auto",
+      'Blob requests that one image may have open at once; "auto" is as many as its host may have.',
+    ),
     max_concurrent_per_host: setting(
-      requests,
-      12,
-      "Blob requests that may be open at once to one registry host.",
+      or("auto", requests),
+      "auto",
+      'Blob requests that may be open at once to one registry host; "auto" is from 1 to 32, more while more come faster, and fewer once the host refuses some.',
     ),
     chunk_size: setting(
       size("64KiB", "1GiB"),

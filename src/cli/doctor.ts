@@ -1,11 +1,12 @@
 // hawser doctor: what is good, slow or broken on this node, and what to do about it.
 
 import { statSync } from "node:fs";
-import { type Config, type Loaded, loadConfig } from "../config.ts";
+import { type Loaded, loadConfig } from "../config.ts";
 import type { DoctorOptions, RegistryTarget, Report } from "../doctor/doctor.ts";
 import { examine } from "../doctor/examine.ts";
 import { isBroken, renderJson, renderReport, renderSum } from "../doctor/report.ts";
 import { PullError } from "../errors.ts";
+import { hostStreamsOf, streamsOf } from "../limits.ts";
 import { parseReference } from "../oci/reference.ts";
 import { type Command, type Context, parseOptions, UsageError } from "./command.ts";
 import { readLogin } from "./login.ts";
@@ -92,19 +93,14 @@ function optionsOf(
     },
     engine: unpack.engine === "portable" ? "portable" : "native",
     configPath: config.registry.config_path === "auto" ? undefined : config.registry.config_path,
-    streams: download.max_concurrent_per_image,
-    hostStreams: streamsOf(config),
+    // Enough to see whether several are faster than one.
+    streams: Math.min(8, streamsOf(config)),
+    hostStreams: hostStreamsOf(config),
     connectTimeoutMs: download.connect_timeout,
     registry,
     kubeletConfig,
     environment,
   };
-}
-
-function streamsOf({ registry }: Config): Map<string, number> {
-  return new Map(
-    [...registry.host].flatMap(([host, { streams }]) => (streams === undefined ? [] : [[host, streams]])),
-  );
 }
 
 /** `reg.example.com`, or an image there. Without a host, an image is on Docker Hub, as in a pod. */

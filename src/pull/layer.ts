@@ -82,7 +82,7 @@ export class Layer implements AsyncDisposable {
       blob.discard();
     } else {
       const labels = { ...keep.labels, "containerd.io/uncompressed": this.#options.diffID };
-      await blob.keep({ ...keep, labels });
+      blob.keep({ ...keep, labels });
     }
   }
 

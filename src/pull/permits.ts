@@ -5,7 +5,7 @@
 
 import { abortError, throwIfAborted } from "../errors.ts";
 
-/** A limit is a name, under which permits are counted, and the most of them that may be out at once. */
+/** A limit is a name, under which permits are counted, and the most of them that may be out at once, which may change. */
 export interface Limit {
   readonly name: string;
   readonly max: number;
@@ -57,11 +57,12 @@ export class Permits {
       signal.addEventListener("abort", onAbort, { once: true });
       const after = this.#waiters.findIndex((other) => other.urgency > urgency);
       this.#waiters.splice(after === -1 ? this.#waiters.length : after, 0, waiter);
-      this.#grantWhatFits();
+      this.grantWhatFits();
     });
   }
 
-  #grantWhatFits(): void {
+  /** Looks at the waiters again. Only needed from outside when the most of a limit has grown. */
+  grantWhatFits(): void {
     for (let index = 0; index < this.#waiters.length; ) {
       const waiter = this.#waiters[index];
       if (waiter === undefined) return;
@@ -84,7 +85,7 @@ export class Permits {
         if (left === 0) this.#out.delete(name);
         else this.#out.set(name, left);
       }
-      this.#grantWhatFits();
+      this.grantWhatFits();
     };
     return {
       lend: (name) => giveBack([name]),

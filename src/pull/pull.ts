@@ -29,7 +29,8 @@ export interface PullEvents {
 export interface PullLimits {
   readonly downloadsMax: number;
   readonly downloadsPerImageMax: number;
-  readonly downloadsPerHostMax: number;
+  /** "auto" finds out for each host, from how it answers. */
+  readonly downloadsPerHostMax: number | "auto";
   /** Overrides of `downloadsPerHostMax`, by host:port. */
   readonly hosts: ReadonlyMap<string, number>;
   readonly unpacksMax: number;

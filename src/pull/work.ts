@@ -14,6 +14,7 @@ import type { PullEvents, PullLimits } from "./pull.ts";
 import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import type { Room } from "./space.ts";
+import { Tuning } from "./tuning.ts";
 
 /** What an image brings along when it asks for one of its layers. */
 export interface LayerRequest {
@@ -32,11 +33,22 @@ export interface LayerRequest {
   readonly pace: LayerOptions["pace"];
 }
 
+/** References name hosts, and anybody may make those up. */
+const tuningsMax = 256;
+
+interface TunedHost {
+  readonly limit: Limit;
+  /** Undefined where the number is given. */
+  readonly tuning?: Tuning;
+}
+
 export class Work {
   readonly #engine: LayerEngine;
   readonly #limits: PullLimits;
   readonly #events: PullEvents;
   readonly #permits = new Permits();
+  /** By host, the one asked last at the end. */
+  readonly #tunings = new Map<string, Tuning>();
   readonly #layers = new Sharing<Layer>();
   readonly #blobs = new Sharing<Blob>();
   /** Numbers the paths in staging, so that two attempts at the same thing never meet. */
@@ -109,16 +121,45 @@ export class Work {
     const limits = this.#limits;
     return {
       acquire: async (host, signal) => {
+        const tuning = this.#tuningOf(host);
         const counted: Limit[] = [
           { name: "downloads", max: limits.downloadsMax },
           { name: `downloads of ${image}`, max: limits.downloadsPerImageMax },
-          { name: `downloads from ${host}`, max: limits.hosts.get(host) ?? limits.downloadsPerHostMax },
+          tuning.limit,
         ];
         const permit = await this.#permit("downloads", counted, index, signal);
-        // The host's and the image's own limits still count it.
-        return { slow: () => permit.lend("downloads"), [Symbol.dispose]: () => permit[Symbol.dispose]() };
+        return {
+          // The host's and the image's own limits still count it.
+          slow: () => permit.lend("downloads"),
+          answered: (timeMs) => tuning.tuning?.answered(timeMs),
+          received: (bytes) => {
+            if (tuning.tuning?.received(bytes)) this.#permits.grantWhatFits();
+          },
+          troubled: () => tuning.tuning?.troubled(),
+          [Symbol.dispose]: () => permit[Symbol.dispose](),
+        };
       },
     };
+  }
+
+  /** How many requests a host gets; whatever was found out is kept, until many other hosts were asked since. */
+  #tuningOf(host: string): TunedHost {
+    const { hosts, downloadsPerHostMax } = this.#limits;
+    const name = `downloads from ${host}`;
+    const max = hosts.get(host) ?? downloadsPerHostMax;
+    if (max !== "auto") return { limit: { name, max } };
+    const tuning = this.#tunings.get(host) ?? new Tuning(() => this.#permits.isWanted(name));
+    this.#tunings.delete(host);
+    this.#tunings.set(host, tuning);
+    const oldest = this.#tunings.keys().next();
+    if (this.#tunings.size > tuningsMax && !oldest.done) this.#tunings.delete(oldest.value);
+    const limit = {
+      name,
+      get max() {
+        return tuning.limit;
+      },
+    };
+    return { limit, tuning };
   }
 
   async #worker({ image, index }: LayerRequest, signal: AbortSignal): Promise<Disposable> {

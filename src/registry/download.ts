@@ -15,7 +15,7 @@ import { isUnreachable } from "./failure.ts";
 import { Pace } from "./pace.ts";
 import { backOff, StatusError, type Timing } from "./patience.ts";
 import { checkContentRange, type Range, type Remaining } from "./ranges.ts";
-import type { RequestPermits } from "./registry.ts";
+import type { RequestPermit, RequestPermits } from "./registry.ts";
 import { type Requester, type RequestInit, type Response } from "./request.ts";
 import { BodyWriter } from "./writer.ts";
 
@@ -113,28 +113,48 @@ export class Download {
   }
 
   async #request(range: Range, ranged: () => void, signal: AbortSignal): Promise<void> {
-    const { requester, permits, descriptor, remaining } = this.#options;
+    const { requester, permits } = this.#options;
     using permit = await permits.acquire(requester.host.url.host, signal);
+    try {
+      await this.#requestWith(permit, range, ranged, signal);
+    } catch (error) {
+      if (!signal.aborted && isTrouble(error)) permit.troubled();
+      throw error;
+    }
+  }
+
+  async #requestWith(
+    permit: RequestPermit,
+    range: Range,
+    ranged: () => void,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { requester, descriptor, remaining } = this.#options;
     using pace = new Pace(() => permit.slow());
+    const received = (bytes: number): void => {
+      pace.received(bytes);
+      permit.received(bytes);
+    };
     const isAll = range.start === 0 && range.end === descriptor.size;
-    const bytes = `bytes=${range.start}-${range.end - 1}`;
     const headers = {
       accept: `${descriptor.mediaType}, */*`,
       "accept-encoding": "identity",
-      ...(!isAll && { range: bytes }),
+      ...(!isAll && { range: `bytes=${range.start}-${range.end - 1}` }),
     };
+    const began = performance.now();
     const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
+    permit.answered(performance.now() - began);
     try {
       if (response.status === 206) {
         checkContentRange(response.headers["content-range"], range, descriptor.size);
         ranged();
-        await this.#read(response, range, undefined, pace, signal);
+        await this.#read(response, range, undefined, received, signal);
       } else if (response.status === 200) {
         const announced = response.headers["content-length"];
         if (announced !== undefined && Number(announced) !== descriptor.size) {
           throw new PullError("corrupt", `a blob of ${descriptor.size} bytes is announced as ${announced}`);
         }
-        await this.#read(response, range, remaining, pace, signal);
+        await this.#read(response, range, remaining, received, signal);
       } else {
         throw await requester.toError(response);
       }
@@ -171,7 +191,7 @@ export class Download {
     response: Response,
     range: Range,
     more: Remaining | undefined,
-    pace: Pace,
+    told: (bytes: number) => void,
     signal: AbortSignal,
   ): Promise<void> {
     const { spool, received, requester, bandwidth } = this.#options;
@@ -180,7 +200,7 @@ export class Download {
     const parts = requester.parts(response, signal);
     for (let part = await parts.next(); part; part = await parts.next()) {
       received(part.length);
-      pace.received(part.length);
+      told(part.length);
       if (!writer.push(part)) break;
       await bandwidth?.pay(part.length, signal);
     }
@@ -189,4 +209,12 @@ export class Download {
       throw new PullError("unavailable", `the body ended ${missing} bytes early`, { temporary: true });
     }
   }
+}
+
+/** By which a host shows that it has enough: a refusal for now, or a connection that it has broken off. */
+function isTrouble(error: unknown): boolean {
+  if (error instanceof StatusError) return error.status === 429 || error.status === 503;
+  const cause = error instanceof PullError ? error.cause : undefined;
+  const code = cause instanceof Error && "code" in cause ? cause.code : undefined;
+  return code === "ECONNRESET" || code === "UND_ERR_SOCKET";
 }

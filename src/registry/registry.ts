@@ -20,9 +20,15 @@ export interface Credentials {
 }
 
 /** For one blob request, until it is disposed of. */
-interface RequestPermit extends Disposable {
+export interface RequestPermit extends Disposable {
   /** Says that the request gets so little that it must not keep others of the node from theirs. */
   slow(): void;
+  /** Says that the answer's head came, so long after the request was sent. */
+  answered(timeMs: number): void;
+  /** Says that so much of the body came. */
+  received(bytes: number): void;
+  /** Says that the host has refused it for now, or broken it off. */
+  troubled(): void;
 }
 
 /** Permits for blob requests; the registry room asks for one per request it sends and disposes of it afterwards. */

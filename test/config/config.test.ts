@@ -71,7 +71,7 @@ max_concurrent = 0
     'registry.host."x".max_concurrent: expected a whole number from 1 to 256, not 0',
     'registry.host."https://y/": expected a host without scheme and path, such as "y"',
     'registry.host."docker.io": is asked as registry-1.docker.io; say that',
-    "download.max_concurrent: expected a whole number from 1 to 256, not 0",
+    'download.max_concurrent: expected a whole number from 1 to 256, or "auto", not 0',
     expect.stringMatching(/^download\.chunk_size: expected a size as a string from "64KiB" to "1GiB"/),
     'unpack.engine: expected "auto" or "native" or "portable", not "fast"',
     expect.stringMatching(/^metrics\.listen: expected "host:port"/),
@@ -92,6 +92,7 @@ test("a contradiction is said beside other problems, but not of keys that have o
   const toml = `[download]
 retries = -1
 connect_timeout = "20s"
+max_concurrent_per_image = 8
 [unpack]
 max_concurrent = 2
 max_concurrent_per_image = 3

@@ -3,12 +3,20 @@
 import { randomBytes } from "node:crypto";
 import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { hostRequests } from "../../src/pull/tuning.ts";
 import { FakeRegistry, gate } from "../fakes/registry.ts";
 import { dir, file, tar, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { eventually } from "../harness/process.ts";
-import { activeExtracts, leftovers, parked, readState } from "../harness/state.ts";
+import {
+  activeExtracts,
+  leftovers,
+  parked,
+  readImages,
+  readLeases,
+  readSnapshots,
+} from "../harness/state.ts";
 import { namesBelow } from "../harness/tree.ts";
 
 let containerd: PrivateContainerd;
@@ -38,7 +46,7 @@ function noise(name: string, files: number, fileBytes: number): { bytes: Buffer 
 
 async function nothingLeft(): Promise<void> {
   await eventually(async () => {
-    expect(readState(containerd).leases).toEqual([]);
+    expect(readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
     expect(activeExtracts(containerd)).toEqual([]);
   }, "the end of what follows a pull");
@@ -68,7 +76,7 @@ test("files are staged while the registry pauses in the middle of their layer, a
   }, "both layers being staged");
   expect(await hawser.metrics()).toContain('hawser_in_flight{what="unpacks"} 2');
   // Nothing is visible to anyone yet.
-  expect(readState(containerd).snapshots.filter((line) => line.includes("Committed"))).toEqual([]);
+  expect(readSnapshots(containerd).filter((line) => line.includes("Committed"))).toEqual([]);
   pause.open();
   expect(await pulling).toEqual({ value: image.configDigest });
   await nothingLeft();
@@ -125,7 +133,7 @@ test("when the only caller goes away, the work stops and nothing is left", async
   cancel.abort();
   expect(await pulling).toMatchObject({ code: 1 });
   await nothingLeft();
-  expect(readState(containerd).images.join()).not.toContain("flow/cancelled");
+  expect(readImages(containerd).join()).not.toContain("flow/cancelled");
   pause.open();
 });
 
@@ -144,7 +152,7 @@ test("SIGTERM in the middle of a pull: cancelled after ten seconds, cleanly", as
   // Nobody is left to clear up later: it was done before the end.
   expect(namesBelow(`${containerd.snapshotterRoot}/io.hawser/staging`)).toEqual([]);
   expect(leftovers(containerd)).toEqual([]);
-  expect(readState(containerd).leases).toEqual([]);
+  expect(readLeases(containerd)).toEqual([]);
   pause.open();
   // What was received waits for the next daemon.
   expect(parked(containerd).join()).toContain(layer.slice("sha256:".length));
@@ -173,6 +181,49 @@ describe("limits", () => {
   test.each([1, 3, 8])("%i blob requests at once to one host", async (limit) => {
     const config = `[download]\nmax_concurrent = 100\nmax_concurrent_per_host = ${limit}\nmax_concurrent_per_image = 50\nchunk_size = "64KiB"`;
     await peak(config, limit);
+  });
+
+  test("without a number: a host that refuses more than three at once is asked for fewer", async () => {
+    await using hawser = await PrivateHawser.start({
+      containerd: containerd.address,
+      config: '[download]\nchunk_size = "64KiB"',
+    });
+    const image = fake.put("limits/refusing:v1", [noise("one", 40, 100_000), noise("two", 40, 100_000)]);
+    const digests = new Set(image.layers.map(({ digest }) => digest));
+    let refused = 0;
+    fake.peakBlobs = 0;
+    fake.behave = ({ path }) => {
+      if (!digests.has(path.split("/").at(-1) ?? "")) return undefined;
+      if (fake.openBlobs < 3) return { bytesPerSecond: 4_000_000 };
+      refused += 1;
+      return { status: 429 };
+    };
+    expect(await hawser.cri.pull(image.reference)).toEqual({ value: image.configDigest });
+    expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
+    // Of more than a hundred requests.
+    expect(refused).toBeGreaterThan(0);
+    expect(refused).toBeLessThan(12);
+    await nothingLeft();
+  });
+
+  test("without a number: twenty images at once get more than a host begins with, and no more than the most", async () => {
+    await using hawser = await PrivateHawser.start({
+      containerd: containerd.address,
+      config: '[download]\nchunk_size = "64KiB"',
+    });
+    const images = Array.from({ length: 20 }, (_, index) =>
+      fake.put(`limits/many-${index}:v1`, [noise(`many${index}`, 5, 100_000)]),
+    );
+    const digests = new Set(images.flatMap((image) => image.layers.map(({ digest }) => digest)));
+    fake.peakBlobs = 0;
+    fake.behave = ({ path }) =>
+      digests.has(path.split("/").at(-1) ?? "") ? { bytesPerSecond: 200_000 } : undefined;
+    const replies = await Promise.all(images.map((image) => hawser.cri.pull(image.reference)));
+    expect(replies).toEqual(images.map((image) => ({ value: image.configDigest })));
+    expect(fake.peakBlobs).toBeGreaterThan(2 * hostRequests.first);
+    expect(fake.peakBlobs).toBeLessThanOrEqual(hostRequests.most);
+    await nothingLeft();
+    for (const image of images) await containerd.cri.removeImage(image.reference);
   });
 
   test.each([1, 3])("%i layers are unpacked at once", async (limit) => {
@@ -248,7 +299,7 @@ test("kill -9 in the middle of a pull, restart, pull again: the right image, and
   const pulling = hawser.cri.pull(image.reference);
   await eventually(async () => {
     expect(staged().join("\n")).toMatch(/upper\/10$/m);
-    expect(readState(containerd).snapshots.join()).toContain("Committed");
+    expect(readSnapshots(containerd).join()).toContain("Committed");
   }, "the first layer committed and the second one staged");
   await hawser.stop("SIGKILL");
   await pulling;

@@ -21,10 +21,9 @@ import { Spool } from "../../src/spool.ts";
 import { ForwardProxy } from "../fakes/forward.ts";
 import { type Behaviour, FakeRegistry, gate, sha256 } from "../fakes/registry.ts";
 import { bytesAsked } from "../harness/crash.ts";
-import { testRegistry } from "./registries.ts";
+import { permits, testRegistry } from "./registries.ts";
 
 const never = new AbortController().signal;
-const permits = { acquire: async () => ({ slow: () => {}, [Symbol.dispose]: () => {} }) };
 const bytes = randomBytes(200_000);
 const digest = sha256(bytes);
 

@@ -16,10 +16,9 @@ import { Spool } from "../../src/spool.ts";
 import { type Asked, type Behaviour, type FakeImage, FakeRegistry } from "../fakes/registry.ts";
 import { file, tarGz } from "../fakes/tar.ts";
 import { Authority, readPair } from "../harness/authority.ts";
-import { testRegistry } from "./registries.ts";
+import { permits, testRegistry } from "./registries.ts";
 
 const never = new AbortController().signal;
-const permits = { acquire: async () => ({ slow: () => {}, [Symbol.dispose]: () => {} }) };
 const secret = "s3cret-hunter2";
 const login: Credentials = { username: "robot", password: secret };
 

@@ -11,10 +11,9 @@ import { parseReference } from "../../src/oci/reference.ts";
 import type { RegistryOptions } from "../../src/registry/client.ts";
 import { Spool } from "../../src/spool.ts";
 import { answer, drip, flood, RawServer, type Script } from "../fakes/raw.ts";
-import { testRegistry } from "./registries.ts";
+import { permits, testRegistry } from "./registries.ts";
 
 const never = new AbortController().signal;
-const permits = { acquire: async () => ({ slow: () => {}, [Symbol.dispose]: () => {} }) };
 const login = { username: "robot", password: "s3cret-hunter2" };
 const digest = parseDigest(`sha256:${"a".repeat(64)}`);
 const manifestType = "content-type: application/vnd.oci.image.manifest.v1+json";

@@ -11,7 +11,7 @@ import { retryAfterMs, type Timing } from "../../src/registry/patience.ts";
 import { Spool } from "../../src/spool.ts";
 import { type Behaviour, FakeRegistry } from "../fakes/registry.ts";
 import { file, tarGz } from "../fakes/tar.ts";
-import { testRegistry } from "./registries.ts";
+import { permits, testRegistry } from "./registries.ts";
 
 const never = new AbortController().signal;
 const now = Date.parse("2026-01-01T00:00:00Z");
@@ -64,7 +64,6 @@ describe("a blob, with another host behind", () => {
     const repository = registry.repository(parseReference("reg.example.com/a/b:v1"), undefined);
     const descriptor = { mediaType: "any", digest: parseDigest(layer.digest), size: layer.bytes.length };
     await using spool = await Spool.open(join(root, "spool"), descriptor.size);
-    const permits = { acquire: async () => ({ slow: () => {}, [Symbol.dispose]: () => {} }) };
     const downloading = repository.download(descriptor, spool, permits, never);
     await (hasOther ? downloading : expect(downloading).rejects.toMatchObject({ code: "unavailable" }));
     await registry.close();

@@ -1,7 +1,7 @@
 // A registry client for tests, with short patience; each test says only what it is about.
 
 import { createRegistry, type RegistryOptions } from "../../src/registry/client.ts";
-import type { Registry } from "../../src/registry/registry.ts";
+import type { Registry, RequestPermits } from "../../src/registry/registry.ts";
 import { wordingOf } from "../../src/registry/wording.ts";
 
 export function testRegistry(options: Partial<RegistryOptions> = {}): Registry {
@@ -22,3 +22,17 @@ export function testRegistry(options: Partial<RegistryOptions> = {}): Registry {
     ...options,
   });
 }
+
+/** For whoever asks. */
+export const permits: RequestPermits = {
+  acquire: async () => {
+    const nothing = (): void => {};
+    return {
+      slow: nothing,
+      answered: nothing,
+      received: nothing,
+      troubled: nothing,
+      [Symbol.dispose]: nothing,
+    };
+  },
+};
