@@ -56,10 +56,14 @@ export class CriClient implements Disposable {
         Buffer.from(request),
         new Metadata(),
         {},
-        (error: ServiceError | null, answer?: Buffer) =>
-          error ? reject(error) : resolve(answer ?? Buffer.alloc(0)),
+        (error: ServiceError | null, answer?: Buffer) => {
+          signal?.removeEventListener("abort", cancel);
+          if (error) reject(error);
+          else resolve(answer ?? Buffer.alloc(0));
+        },
       );
-      signal?.addEventListener("abort", () => call.cancel(), { once: true });
+      const cancel = (): void => call.cancel();
+      signal?.addEventListener("abort", cancel, { once: true });
     });
   }
 

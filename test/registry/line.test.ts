@@ -1,11 +1,14 @@
 // Lines to a server: kept and used again, given up where something is unusual, and as exact as undici about every byte.
 
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
+import { createServer as createTls } from "node:tls";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { Body } from "../../src/registry/body.ts";
 import { openerTo } from "../../src/registry/connector.ts";
 import { type LineAnswer, Lines } from "../../src/registry/lines.ts";
+import { Authority, readPair } from "../harness/authority.ts";
 
 type Script = (request: string, socket: Socket, count: number) => void;
 
@@ -16,17 +19,18 @@ let connections = 0;
 let script: Script;
 const never = new AbortController().signal;
 
-beforeEach(async () => {
-  connections = 0;
-  server = createServer((socket) => {
-    connections += 1;
-    let count = 0;
-    socket.on("error", () => {});
-    socket.on("data", (data) => script(data.toString("latin1"), socket, count++));
-  });
+function serve(socket: Socket): void {
+  connections += 1;
+  let count = 0;
+  socket.on("error", () => {});
+  socket.on("data", (data) => script(data.toString("latin1"), socket, count++));
+}
+
+async function listen(scheme: "http" | "https", ca: string[]): Promise<void> {
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
-  url = new URL(`http://127.0.0.1:${(server.address() as AddressInfo).port}/v2/a/blobs/sha256:0?ns=b`);
+  const { port } = server.address() as AddressInfo;
+  url = new URL(`${scheme}://127.0.0.1:${port}/v2/a/blobs/sha256:0?ns=b`);
   const host = {
     url,
     isMirror: false,
@@ -35,7 +39,13 @@ beforeEach(async () => {
     tls: { ca: [], skipVerify: false },
     offerTls: false,
   };
-  lines = new Lines(openerTo({ host, tls: { ca: [], rejectUnauthorized: true }, timeoutMs: 5000 }), 300);
+  lines = new Lines(openerTo({ host, tls: { ca, rejectUnauthorized: true }, timeoutMs: 5000 }), 300);
+}
+
+beforeEach(async () => {
+  connections = 0;
+  server = createServer(serve);
+  await listen("http", []);
 });
 
 afterEach(async () => {
@@ -171,20 +181,31 @@ test("silence in a body is a timeout; an abort ends both waits at once", async (
   await expect(waiting).rejects.toThrow();
 });
 
-test("a slow reader holds the sender back, and loses nothing", async () => {
-  const content = Buffer.alloc(30_000_000);
-  for (let index = 0; index < content.length; index += 4) content.writeUInt32LE(index, index);
-  script = (_request, socket) => {
-    socket.write(`HTTP/1.1 200 OK\r\ncontent-length: ${content.length}\r\n\r\n`);
-    socket.write(content);
-  };
-  const { body } = await ask();
-  let at = 0;
-  for (let part = await body.next(); part; part = await body.next()) {
-    // Others of the event loop's turn come in between, more of them than a connection may have unread.
-    for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
-    expect(content.compare(part, 0, part.length, at, at + part.length)).toBe(0);
-    at += part.length;
-  }
-  expect(at).toBe(content.length);
-});
+test.each(["http", "https"] as const)(
+  "a slow reader over %s holds the sender back, and loses nothing",
+  async (scheme) => {
+    const content = Buffer.alloc(30_000_000);
+    for (let index = 0; index < content.length; index += 4) content.writeUInt32LE(index, index);
+    script = (_request, socket) => {
+      socket.write(`HTTP/1.1 200 OK\r\ncontent-length: ${content.length}\r\n\r\n`);
+      socket.write(content);
+    };
+    using authority = new Authority();
+    const pair = readPair(authority.issue("server"));
+    if (scheme === "https") {
+      server.close();
+      server = createTls(pair, serve);
+      await listen(scheme, [readFileSync(authority.cert, "utf8")]);
+    }
+    const { body } = await ask();
+    let at = 0;
+    for (let part = await body.next(); part; part = await body.next()) {
+      // Others have their turns meanwhile, and so does a connection that has not been told to pause yet.
+      for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
+      expect(content.compare(part, 0, part.length, at, at + part.length)).toBe(0);
+      at += part.length;
+    }
+    expect(at).toBe(content.length);
+    expect(connections).toBe(1);
+  },
+);
