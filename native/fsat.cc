@@ -216,11 +216,12 @@ int create_at(int dir, const char *name, mode_t mode) {
 // Owner, mode and times of an open file, in the order that keeps setuid bits: chown clears them. What is right already is
 // not set: to look costs less than to write an inode, and most files are root's.
 int finish_fd(int fd, uid_t uid, gid_t gid, mode_t mode, const timespec times[2]) {
-  struct stat is;
-  if (fstat(fd, &is)) return -1;
-  bool owned = is.st_uid == uid && is.st_gid == gid;
+  struct statx is;
+  // Not fstat, for the same reason as in status.
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &is)) return -1;
+  bool owned = is.stx_uid == uid && is.stx_gid == gid;
   if (!owned && fchown(fd, uid, gid)) return -1;
-  if ((!owned || (is.st_mode & 07777) != mode) && fchmod(fd, mode)) return -1;
+  if ((!owned || (is.stx_mode & 07777) != mode) && fchmod(fd, mode)) return -1;
   return futimens(fd, times);
 }
 

@@ -59,9 +59,12 @@ class WorkerEngine implements LayerEngine {
 
   async unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer> {
     throwIfAborted(signal);
-    if (this.#isClosed) throw new PullError("cancelled", "the layer engine is closed");
     // Nothing is awaited when there is a slot, so that the workers begin before the caller goes on.
     if (!this.#slots.take()) await this.#slots.wait(signal);
+    if (this.#isEnding()) {
+      this.#slots.release();
+      throw new PullError("cancelled", "the layer engine is closed");
+    }
     const run = this.#unpack(job, signal).finally(() => this.#slots.release());
     this.#running.add(run);
     try {
@@ -95,6 +98,11 @@ class WorkerEngine implements LayerEngine {
     await this.#pool.close();
   }
 
+  /** Asked again after a wait. */
+  #isEnding(): boolean {
+    return this.#isClosed;
+  }
+
   async #unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer> {
     const began = performance.now();
     const cancelled = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
@@ -123,7 +131,10 @@ class WorkerEngine implements LayerEngine {
   /** A worker that fails itself is a failed layer; whoever works beside it is told to stop. */
   async #run(task: Task, cancel: () => void): Promise<Outcome> {
     try {
-      return await this.#pool.run(task);
+      const outcome = await this.#pool.run(task);
+      // The first lane may wait for bytes of a slow registry, and not notice that the second one has gone.
+      if (task.part.kind === "apply" && outcome.kind === "failed") cancel();
+      return outcome;
     } catch (error) {
       cancel();
       const { code, message } = PullError.from(error);

@@ -7,7 +7,7 @@
 /** Requests at once: what a new host begins with, and what no host gets more than. */
 export const hostRequests = { first: 6, most: 32 } as const;
 
-const epochMs = 400;
+const epochMs = 250;
 /** Bytes a second must grow by a tenth for a step up to have been worth it. */
 const worthIt = 1.1;
 const step = 1.4;
@@ -15,12 +15,18 @@ const step = 1.4;
 const holdMs = { idle: 5_000, trouble: 15_000 } as const;
 /** Refusals come in bunches; one bunch halves the limit once. */
 const bunchMs = 1_000;
-/** Answers that take so much longer than the quickest epoch's, and no more bytes for it: a queue at the other end. */
-const slowAnswer = { times: 3, moreMs: 100 } as const;
+/** Answers that take so much longer than lately, and no more bytes for it: a queue at the other end. */
+const slowAnswer = { times: 3, moreMs: 100, epochs: 20 } as const;
 
 type State =
   /** A step was taken; it stays if the rate shows that it was worth it. */
-  | { readonly kind: "growing"; readonly from: number; readonly bytesPerSecond: number }
+  | {
+      readonly kind: "growing";
+      readonly from: number;
+      readonly bytesPerSecond: number;
+      /** In the first epoch its connections are made, and TCP finds its pace. */
+      isSettled: boolean;
+    }
   | { readonly kind: "holding"; readonly untilMs: number };
 
 interface Epoch {
@@ -37,9 +43,10 @@ export class Tuning {
   /** Whether anybody waits for this host and for nothing else. */
   readonly #isWanted: () => boolean;
   #limit: number = hostRequests.first;
-  #state: State = { kind: "growing", from: hostRequests.first, bytesPerSecond: 0 };
+  #state: State = { kind: "growing", from: hostRequests.first, bytesPerSecond: 0, isSettled: true };
   #troubledAtMs = Number.NEGATIVE_INFINITY;
-  #quickestMs = Number.POSITIVE_INFINITY;
+  /** Mean time to an answer in the latest epochs that had some. */
+  readonly #answersMs: number[] = [];
   #epoch: Epoch;
 
   constructor(isWanted: () => boolean, now: () => number = () => performance.now()) {
@@ -90,12 +97,16 @@ export class Tuning {
   #judge(bytesPerSecond: number): void {
     const now = this.#now();
     const state = this.#state;
+    const isQueued = this.#isQueued();
     if (state.kind === "holding") {
       if (now >= state.untilMs) this.#grow(bytesPerSecond);
       return;
     }
+    if (!state.isSettled) {
+      state.isSettled = true;
+      return;
+    }
     const isWorthIt = bytesPerSecond >= state.bytesPerSecond * worthIt;
-    const isQueued = this.#isQueued();
     if (isWorthIt && this.#limit < hostRequests.most) {
       this.#grow(bytesPerSecond);
       return;
@@ -105,7 +116,7 @@ export class Tuning {
   }
 
   #grow(bytesPerSecond: number): void {
-    this.#state = { kind: "growing", from: this.#limit, bytesPerSecond };
+    this.#state = { kind: "growing", from: this.#limit, bytesPerSecond, isSettled: false };
     this.#limit = Math.min(hostRequests.most, Math.ceil(this.#limit * step));
   }
 
@@ -113,7 +124,8 @@ export class Tuning {
     const { answers, answeredMs } = this.#epoch;
     if (answers === 0) return false;
     const meanMs = answeredMs / answers;
-    this.#quickestMs = Math.min(this.#quickestMs, meanMs);
-    return meanMs > slowAnswer.times * this.#quickestMs + slowAnswer.moreMs;
+    this.#answersMs.push(meanMs);
+    if (this.#answersMs.length > slowAnswer.epochs) this.#answersMs.shift();
+    return meanMs > slowAnswer.times * Math.min(...this.#answersMs) + slowAnswer.moreMs;
   }
 }

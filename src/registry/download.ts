@@ -143,7 +143,8 @@ export class Download {
     };
     const began = performance.now();
     const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
-    permit.answered(performance.now() - began);
+    const isServed = response.status === 200 || response.status === 206;
+    if (isServed) permit.answered(performance.now() - began);
     try {
       if (response.status === 206) {
         checkContentRange(response.headers["content-range"], range, descriptor.size);

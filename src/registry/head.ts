@@ -8,7 +8,7 @@ export interface Head {
 
 /** RFC 9112, 4 and 5: one line of status, and fields without white space before the colon or at the start of a line. */
 const statusLine = /^HTTP\/1\.1 ([1-9]\d\d)(?: [\t\x20-\x7e\x80-\xff]*)?$/;
-const fieldLine = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*$/;
+const fieldLine = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)$/;
 
 /** Takes the text before the empty line, one character per byte; undefined when it is none that this understands. */
 export function parseHead(text: string): Head | undefined {
@@ -17,13 +17,23 @@ export function parseHead(text: string): Head | undefined {
   if (status === undefined) return undefined;
   const headers = Object.create(null) as Record<string, string | undefined>;
   for (const line of lines) {
-    const [, name, value] = fieldLine.exec(line) ?? [];
-    if (name === undefined || value === undefined) return undefined;
+    const [, name, padded] = fieldLine.exec(line) ?? [];
+    if (name === undefined || padded === undefined) return undefined;
+    const value = withoutBlanks(padded);
     const key = name.toLowerCase();
     const before = headers[key];
     headers[key] = before === undefined ? value : `${before}, ${value}`;
   }
   return { status: Number(status), headers };
+}
+
+/** Not by an expression, whose time would grow with the square of the blanks. */
+function withoutBlanks(text: string): string {
+  const isBlank = (at: number): boolean => text[at] === " " || text[at] === "\t";
+  let [start, end] = [0, text.length];
+  while (start < end && isBlank(start)) start += 1;
+  while (end > start && isBlank(end - 1)) end -= 1;
+  return text.slice(start, end);
 }
 
 /** How long the body is; undefined unless that is said in just one way. */

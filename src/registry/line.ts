@@ -26,8 +26,6 @@ export class Line {
   #head: Head | undefined;
   /** Nothing of a body is still to come. */
   #isWhole = true;
-  /** How often it was asked. */
-  uses = 0;
   /** Something of the answer to the last request has come. */
   hasAnswered = false;
 
@@ -51,6 +49,14 @@ export class Line {
     return line;
   }
 
+  /** Called once, when it is closed by whomever. */
+  ended = (): void => {};
+
+  /** While it is not used it keeps no process alive. */
+  rest(): void {
+    this.#socket.unref();
+  }
+
   /** Another request may be sent: the last answer came whole, with nothing behind it. */
   get isFree(): boolean {
     const isLeft = this.#rest.length + this.#inbox.unreadBytes > 0;
@@ -64,22 +70,28 @@ export class Line {
 
   /** Closes it; whoever waits for something is thrown this. */
   fail(failure: Error): void {
-    this.#failure ??= failure;
+    if (this.#failure) return;
+    this.#failure = failure;
     this.#socket.destroy();
     this.#wake();
+    this.ended();
   }
 
   /** Sends a request and reads the head of its answer; undefined when that is not understood. */
   async ask(request: string): Promise<Head | undefined> {
-    this.uses += 1;
     this.hasAnswered = false;
     this.#isWhole = false;
+    // Nobody answers before they are asked.
+    if (this.#inbox.unreadBytes > 0) return undefined;
+    this.#socket.ref();
     this.#socket.write(request, "latin1");
     let bytes: Buffer = Buffer.alloc(0);
     for (let heads = 0; heads < headsMax; ) {
       const end = bytes.indexOf("\r\n\r\n");
       if (end > headBytesMax || (end === -1 && bytes.length > headBytesMax)) return undefined;
       if (end === -1) {
+        // It would never end.
+        if (/(?:^|[^\r])\n/.test(bytes.toString("latin1"))) return undefined;
         // A copy: nearly every head comes in one part, with little of a body behind it.
         bytes = Buffer.concat([bytes, await this.#wait(Number.POSITIVE_INFINITY)]);
         continue;

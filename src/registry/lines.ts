@@ -18,13 +18,19 @@ const idleMs = { max: 30_000, margin: 1_000 } as const;
 const unfitMs = 600_000;
 const unfitMax = 256;
 
+interface Idle {
+  readonly origin: string;
+  readonly timer: NodeJS.Timeout;
+}
+
 export class Lines {
   readonly #open: Open;
   readonly #timeoutMs: number;
-  /** By origin, the one used last at the end. */
-  readonly #idle = new Map<string, Line[]>();
   readonly #all = new Set<Line>();
+  /** Those of them that nobody uses, the one used last at the end. */
+  readonly #idle = new Map<Line, Idle>();
   readonly #unfitUntil = new Map<string, number>();
+  #isClosed = false;
 
   /** So long may a body bring nothing. */
   constructor(open: Open, timeoutMs: number) {
@@ -41,6 +47,7 @@ export class Lines {
     const request = formatGet(url, headers);
     if (request === undefined || this.#isUnfit(url)) return undefined;
     for (;;) {
+      if (this.#isClosed) throw new errors.ClientDestroyedError();
       const kept = this.#take(url);
       const line = kept ?? (await this.#connect(url, signal));
       const abort = (): void => line.fail(new errors.RequestAbortedError());
@@ -66,7 +73,13 @@ export class Lines {
     }
   }
 
+  /** Connections that are open. */
+  get count(): number {
+    return this.#all.size;
+  }
+
   close(): void {
+    this.#isClosed = true;
     for (const line of this.#all) line.fail(new errors.ClientDestroyedError());
   }
 
@@ -75,10 +88,8 @@ export class Lines {
     const sizeBytes = bodyBytesOf(head);
     const isRead = head.status === 200 || head.status === 206;
     if (sizeBytes === undefined && isRead) return undefined;
-    return {
-      ...head,
-      body: new LineBody(line, sizeBytes ?? Number.POSITIVE_INFINITY, this.#timeoutMs, done),
-    };
+    const body = new LineBody(line, sizeBytes ?? Number.POSITIVE_INFINITY, this.#timeoutMs, done);
+    return { ...head, body };
   }
 
   async #connect(url: URL, signal: AbortSignal): Promise<Line> {
@@ -86,17 +97,28 @@ export class Lines {
     const opening = Line.open((receive) => this.#open({ protocol, hostname, port, host }, receive));
     const added = opening.then((line) => {
       this.#all.add(line);
-      // Who waited for it may be gone: then it is the next one's.
-      if (signal.aborted) this.#putBack(url, line);
+      line.ended = () => this.#forget(line);
       return line;
     });
-    return await whileNotAborted(added, signal);
+    try {
+      return await whileNotAborted(added, signal);
+    } catch (error) {
+      // Who waited for it is gone: it is the next one's.
+      added.then(
+        (line) => this.#putBack(url, line),
+        () => {},
+      );
+      throw error;
+    }
   }
 
   #take({ origin }: URL): Line | undefined {
-    const idle = this.#idle.get(origin) ?? [];
-    for (let line = idle.pop(); line; line = idle.pop()) {
+    const own = [...this.#idle].flatMap(([line, idle]) => (idle.origin === origin ? [line] : []));
+    for (let line = own.pop(); line; line = own.pop()) {
+      clearTimeout(this.#idle.get(line)?.timer);
+      this.#idle.delete(line);
       if (line.isFree) return line;
+      // It has said something unasked, as a server may that is about to close it.
       this.#drop(line);
     }
     return undefined;
@@ -105,25 +127,24 @@ export class Lines {
   #putBack({ origin }: URL, line: Line): void {
     const kept = line.keptSeconds;
     const keepMs = kept === undefined ? idleMs.max : Math.min(idleMs.max, kept * 1000 - idleMs.margin);
-    if (!line.isFree || keepMs <= 0) {
+    if (!line.isFree || keepMs <= 0 || this.#isClosed) {
       this.#drop(line);
       return;
     }
-    const idle = this.#idle.get(origin) ?? [];
-    this.#idle.set(origin, idle);
-    idle.push(line);
-    const since = line.uses;
-    setTimeout(() => {
-      const index = idle.indexOf(line);
-      if (index === -1 || line.uses !== since) return;
-      idle.splice(index, 1);
-      this.#drop(line);
-    }, keepMs).unref();
+    line.rest();
+    this.#idle.set(line, { origin, timer: setTimeout(() => this.#drop(line), keepMs).unref() });
   }
 
   #drop(line: Line): void {
-    this.#all.delete(line);
     line.fail(new errors.SocketError("closed"));
+    this.#forget(line);
+  }
+
+  /** It is closed. */
+  #forget(line: Line): void {
+    this.#all.delete(line);
+    clearTimeout(this.#idle.get(line)?.timer);
+    this.#idle.delete(line);
   }
 
   #isUnfit({ origin }: URL): boolean {
@@ -154,10 +175,16 @@ class LineBody implements Body {
   }
 
   async next(): Promise<Buffer | undefined> {
-    const part = await this.#line.next(this.#left, this.#timeoutMs);
-    this.#left -= part?.length ?? 0;
-    if (part === undefined) this.destroy();
-    return part;
+    if (this.#isDone) return undefined;
+    try {
+      const part = await this.#line.next(this.#left, this.#timeoutMs);
+      this.#left -= part?.length ?? 0;
+      if (part === undefined) this.destroy();
+      return part;
+    } catch (error) {
+      this.destroy();
+      throw error;
+    }
   }
 
   /** Takes in what is left if that is little. */

@@ -278,6 +278,36 @@ test("layers run side by side on as many threads as asked for, below the main th
   }
 });
 
+test("a large layer that cannot be applied fails at once, although its download has come to a halt", async () => {
+  const engine = createEngine({ engine: "native", threads: 1, workerFile });
+  try {
+    const stream = Buffer.concat([Buffer.alloc(512, 1), randomBytes(3_000_000)]);
+    const bytes = gzipSync(stream, { level: 0 });
+    await using spool = await staging.spool(bytes.length);
+    const job = await staging.job(spool, { bytes, tar: stream });
+    const unpacked = engine.unpack(job, never);
+    spool.write(0, bytes.subarray(0, 200_000));
+    await expect(unpacked).rejects.toMatchObject({ code: "corrupt" });
+  } finally {
+    await engine.close();
+  }
+});
+
+test("closing ends what waits for a turn, and waits for the layer under way alone", async () => {
+  const engine = createEngine({ engine: "native", threads: 1, workerFile });
+  await using one = await staging.spool(small.length);
+  await using two = await staging.spool(small.length);
+  const first = engine.unpack(await staging.job(one, { bytes: small, tar: smallTar }), never);
+  const second = engine.unpack(await staging.job(two, { bytes: small, tar: smallTar }), never);
+  second.catch(() => {});
+  const closed = engine.close();
+  one.write(0, small);
+  one.complete();
+  await first;
+  await expect(second).rejects.toMatchObject({ code: "cancelled" });
+  await closed;
+});
+
 test("closing waits for the layer under way, and the pool takes no more", async () => {
   const engine = createEngine({ engine: "native", threads: 1, workerFile });
   await using spool = await staging.spool(small.length);

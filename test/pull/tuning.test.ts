@@ -87,3 +87,10 @@ test("learns nothing from a limit that nobody meets, nor from pauses", () => {
   }
   expect(world.tuning.limit).toBe(hostRequests.first);
 });
+
+test("answers that were quick once, from a mirror's cache, do not make all later ones a queue", () => {
+  const world = new World();
+  world.run(1, { rate: perConnection(5e6, 1e9), answerMs: () => 5 });
+  world.run(60, { rate: perConnection(5e6, 1e9), answerMs: () => 300 });
+  expect(world.seen.slice(-400).every((limit) => limit === hostRequests.most)).toBe(true);
+});

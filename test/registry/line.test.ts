@@ -1,6 +1,6 @@
 // Lines to a server: kept and used again, given up where something is unusual, and as exact as undici about every byte.
 
-import { once } from "node:events";
+import { getEventListeners, once } from "node:events";
 import { readFileSync } from "node:fs";
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 import { createServer as createTls } from "node:tls";
@@ -144,14 +144,15 @@ test("a failure's body is dumped: short ones keep the connection, others of what
 test("one that the server closed while nobody used it is replaced, and one that breaks off is an error", async () => {
   script = (_request, socket, count) => {
     if (connections === 1 && count === 1) socket.destroy();
-    else if (connections === 3) socket.end("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf");
+    else if (connections === 2 && count === 1) socket.end("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf");
     else socket.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
   };
   expect(await bodyOf((await ask()).body)).toBe("ok");
   expect(await bodyOf((await ask()).body)).toBe("ok");
   expect(connections).toBe(2);
-  lines.close();
-  await expect(ask().then(async ({ body }) => await bodyOf(body))).rejects.toThrow(/other side closed/);
+  const { body } = await ask();
+  await expect(bodyOf(body)).rejects.toThrow(/other side closed/);
+  expect(connections).toBe(2);
 });
 
 test("bytes behind a body, and Connection: close, end the connection with the answer", async () => {
@@ -179,6 +180,58 @@ test("silence in a body is a timeout; an abort ends both waits at once", async (
   const waiting = lines.get(url, {}, other.signal);
   setImmediate(() => other.abort());
   await expect(waiting).rejects.toThrow();
+});
+
+test("a head of nothing but blanks and one bad byte is judged at once", async () => {
+  script = (_request, socket) => {
+    socket.write(`HTTP/1.1 200 OK\r\na:${" ".repeat(16_000)}\x01\r\ncontent-length: 2\r\n\r\nok`);
+  };
+  expect(await lines.get(url, {}, never)).toBeUndefined();
+});
+
+test("newlines without returns are not waited on", async () => {
+  script = (_request, socket) => socket.write("HTTP/1.1 200 OK\r\na: b\n\n");
+  expect(await lines.get(url, {}, never)).toBeUndefined();
+});
+
+test("a failure's body that breaks off gives everything back, as does a connection that ends while nobody uses it", async () => {
+  script = (_request, socket) => socket.end("HTTP/1.1 307 Elsewhere\r\ncontent-length: 100\r\n\r\nhalf");
+  const abort = new AbortController();
+  const answer = await lines.get(url, {}, abort.signal);
+  await expect(answer?.body.dump({ limit: 1000 })).rejects.toThrow();
+  expect(getEventListeners(abort.signal, "abort")).toEqual([]);
+  expect(lines.count).toBe(0);
+
+  script = (_request, socket) => socket.end("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+  expect(await bodyOf((await ask()).body)).toBe("ok");
+  await expect.poll(() => lines.count).toBe(0);
+});
+
+test("what a server says unasked before it closes a kept connection is nobody's answer", async () => {
+  let first: Socket | undefined;
+  script = (_request, socket) => {
+    first ??= socket;
+    socket.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+  };
+  expect(await bodyOf((await ask()).body)).toBe("ok");
+  expect(lines.count).toBe(1);
+  const late = "HTTP/1.1 408 Request Timeout\r\ncontent-length: 4\r\n\r\nlate";
+  await new Promise((resolve) => first?.write(late, resolve));
+  // It is on this side of the loopback device now, and is read when the event loop has turned.
+  for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
+  expect(await bodyOf((await ask()).body)).toBe("ok");
+  expect(connections).toBe(2);
+});
+
+test("once closed, nothing is asked for, and what is being connected is closed", async () => {
+  script = (_request, socket) => socket.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+  const abort = new AbortController();
+  const connecting = lines.get(url, {}, abort.signal);
+  abort.abort();
+  await expect(connecting).rejects.toThrow();
+  lines.close();
+  await expect(ask()).rejects.toMatchObject({ code: "UND_ERR_DESTROYED" });
+  await expect.poll(() => lines.count).toBe(0);
 });
 
 test.each(["http", "https"] as const)(
