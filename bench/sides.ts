@@ -42,7 +42,10 @@ const parallelFetch = `[plugins."io.containerd.transfer.v1.local"]
 `;
 
 export function containerdSide(release?: Release): Side {
-  const newest = release?.minor === "2.1" ? ({ format: 3, more: parallelFetch } as const) : {};
+  const newest =
+    release?.minor === "2.1"
+      ? ({ format: 3, more: parallelFetch, env: { CONTAINERD_DISABLE_IGZIP: "0" } } as const)
+      : {};
   return async (load, signal) => {
     await touchMemory(load.images, signal);
     await using containerd = await PrivateContainerd.start({ ...(release && { release }), ...newest });

@@ -84,7 +84,10 @@ test("an upgrade while clients call without a pause: no call fails, and the new 
 });
 
 test("an upgrade in the middle of a pull: its successor goes on where it was, and the caller has one answer", async () => {
-  await using service = await PrivateService.start(containerd.address, '[download]\nchunk_size = "64KiB"\n');
+  await using service = await PrivateService.start(
+    containerd.address,
+    '[download]\nchunk_size = "64KiB"\nmax_concurrent_per_host = 8\n',
+  );
   const image = put(2_000_000);
   const pause = gate();
   const digest = image.layers[0]?.digest ?? "";

@@ -157,7 +157,9 @@ export class PrivateContainerd implements AsyncDisposable {
     const inherited = process.env["PATH"] ?? "";
     const { path } = this.#release ?? {};
     // The shim is looked up in PATH.
-    const env = { ...process.env, PATH: path ? `${path}:${inherited}` : inherited, ...this.#env };
+    const PATH = path ? `${path}:${inherited}` : inherited;
+    // What gzip is taken must not depend on whether this machine happens to have igzip, which 2.x would ask.
+    const env = { ...process.env, PATH, CONTAINERD_DISABLE_IGZIP: "1", ...this.#env };
     return new ServerProcess(
       path ? join(path, "containerd") : "containerd",
       ["--config", join(this.root, "config.toml")],
