@@ -9,6 +9,7 @@ import { connect as connectTcp, isIP, type OnReadOpts, type Socket } from "node:
 import { connect as connectTls } from "node:tls";
 import { buildConnector, errors } from "undici";
 import { type Host, isLoopback } from "./hosts.ts";
+import { Lately } from "./lately.ts";
 
 export interface TlsOptions {
   readonly ca: string[];
@@ -33,9 +34,8 @@ const noTlsCodes = new Set([
   "UND_ERR_CONNECT_TIMEOUT",
 ]);
 
-/** For how long a host that answered TLS with plain HTTP is not offered TLS again, and how many are remembered. */
+/** For how long a host that answered TLS with plain HTTP is not offered TLS again. */
 const plainMs = 60_000;
-const plainMax = 256;
 const keepAliveDelayMs = 60_000;
 
 /** Connects to the host itself and to wherever it redirects; with `receive`, bytes come into the caller's own memory. */
@@ -57,16 +57,18 @@ export function openerTo({ host, tls, timeoutMs }: ConnectorOptions): Open {
       throw error;
     }
   };
-  const plain = new PlainHosts();
+  /** Those that answered TLS with plain HTTP. */
+  const plain = new Lately(plainMs);
   return async (target, receive) => {
     if (target.protocol === "https:") return await openSecure(target, receive);
-    if (plain.has(target) || !host.offerTls || !isMeant(host, target))
+    const name = `${target.hostname}:${target.port}`;
+    if (plain.has(name) || !host.offerTls || !isMeant(host, target))
       return await dial(target, dialMs, receive);
     try {
       return await openSecure({ ...target, protocol: "https:" }, receive);
     } catch (error) {
       if (!isNoTls(error, target)) throw error;
-      plain.add(target);
+      plain.add(name);
       return await dial(target, dialMs, receive);
     }
   };
@@ -80,23 +82,6 @@ export function connectorOf(open: Open): buildConnector.connector {
       (error: unknown) => done(error instanceof Error ? error : new Error(String(error)), null),
     );
   };
-}
-
-/** Those that answered TLS with plain HTTP a moment ago. */
-class PlainHosts {
-  readonly #until = new Map<string, number>();
-
-  has({ hostname, port }: Target): boolean {
-    return (this.#until.get(`${hostname}:${port}`) ?? Number.NEGATIVE_INFINITY) > performance.now();
-  }
-
-  add({ hostname, port }: Target): void {
-    const name = `${hostname}:${port}`;
-    this.#until.delete(name);
-    this.#until.set(name, performance.now() + plainMs);
-    const oldest = this.#until.keys().next();
-    if (this.#until.size > plainMax && !oldest.done) this.#until.delete(oldest.value);
-  }
 }
 
 /** The host itself and not where it redirects. All registries on this machine are one host here, as are their pools. */

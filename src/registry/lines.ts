@@ -6,6 +6,7 @@ import { whileNotAborted } from "../errors.ts";
 import type { Body } from "./body.ts";
 import type { Open } from "./connector.ts";
 import { bodyBytesOf, formatGet, type Head } from "./head.ts";
+import { Lately } from "./lately.ts";
 import { Line } from "./line.ts";
 
 export interface LineAnswer extends Head {
@@ -14,9 +15,8 @@ export interface LineAnswer extends Head {
 
 /** containerd's idle timeout; and what a server's own is cut by, so that it does not close one that is just used. */
 const idleMs = { max: 30_000, margin: 1_000 } as const;
-/** For how long a server is left to undici, and how many are remembered. */
+/** For how long a server is left to undici. */
 const unfitMs = 600_000;
-const unfitMax = 256;
 
 interface Idle {
   readonly origin: string;
@@ -29,7 +29,7 @@ export class Lines {
   readonly #all = new Set<Line>();
   /** Those of them that nobody uses, the one used last at the end. */
   readonly #idle = new Map<Line, Idle>();
-  readonly #unfitUntil = new Map<string, number>();
+  readonly #unfit = new Lately(unfitMs);
   #isClosed = false;
 
   /** So long may a body bring nothing. */
@@ -45,7 +45,7 @@ export class Lines {
     signal: AbortSignal,
   ): Promise<LineAnswer | undefined> {
     const request = formatGet(url, headers);
-    if (request === undefined || this.#isUnfit(url)) return undefined;
+    if (request === undefined || this.#unfit.has(url.origin)) return undefined;
     for (;;) {
       if (this.#isClosed) throw new errors.ClientDestroyedError();
       const kept = this.#take(url);
@@ -62,7 +62,7 @@ export class Lines {
         const answer = head && this.#answer(line, head, done);
         if (answer === undefined) {
           done();
-          this.#leave(url);
+          this.#unfit.add(url.origin);
         }
         return answer;
       } catch (error) {
@@ -145,17 +145,6 @@ export class Lines {
     this.#all.delete(line);
     clearTimeout(this.#idle.get(line)?.timer);
     this.#idle.delete(line);
-  }
-
-  #isUnfit({ origin }: URL): boolean {
-    return (this.#unfitUntil.get(origin) ?? Number.NEGATIVE_INFINITY) > performance.now();
-  }
-
-  #leave({ origin }: URL): void {
-    this.#unfitUntil.delete(origin);
-    this.#unfitUntil.set(origin, performance.now() + unfitMs);
-    const oldest = this.#unfitUntil.keys().next();
-    if (this.#unfitUntil.size > unfitMax && !oldest.done) this.#unfitUntil.delete(oldest.value);
   }
 }
 
