@@ -331,7 +331,7 @@ function makeEngine(config: Config): LayerEngine | Delegation {
     return createEngine({
       engine: config.unpack.engine === "portable" ? "portable" : "native",
       threads: threadsOf(config),
-      workerFile: new URL("./layer/worker.js", import.meta.url),
+      workerFile: new URL("./worker.js", import.meta.url),
     });
   } catch (error) {
     return { reason: "engine", detail: PullError.from(error).message };

@@ -102,11 +102,11 @@ function surviveBrokenOutput(): void {
   process.stderr.on("error", () => {});
 }
 
-const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
-  version: string;
-};
+const packageFile = new URL("../package.json", import.meta.url);
+const { version } = JSON.parse(readFileSync(packageFile, "utf8")) as { version: string };
 const context: Context = {
   version,
+  packageFile,
   environment: process.env,
   isColoured: process.stdout.isTTY && !process.env["NO_COLOR"],
   stdout: (text) => process.stdout.write(text),

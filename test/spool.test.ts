@@ -3,9 +3,11 @@
 import { mkdtemp, readFile, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { pathToFileURL } from "node:url";
 import { Worker } from "node:worker_threads";
 import fc from "fast-check";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { buildProgram } from "../config/build.ts";
 import { Spool, waitForBytes } from "../src/spool.ts";
 
 let folder = "";
@@ -77,12 +79,12 @@ test("the file is private, must be new, and is gone after disposal", async () =>
   await expect(stat(spool.view.path)).rejects.toThrow(/ENOENT/);
 });
 
-/** A worker (of the built program, since workers load JavaScript) that reads a spool behind its watermark and posts each watermark it saw, then how it ended. */
-function follow(spool: Spool): {
+/** A thread that reads a spool behind its watermark and posts each watermark it saw, then how it ended. */
+async function follow(spool: Spool): Promise<{
   readonly seen: (number | string)[];
   next(): Promise<number | string>;
   ended: Promise<void>;
-} {
+}> {
   const script = `
     const { parentPort, workerData } = require("node:worker_threads");
     (async () => {
@@ -95,7 +97,9 @@ function follow(spool: Spool): {
         parentPort.postMessage(error.code + ": " + error.message);
       }
     })();`;
-  const module = new URL("../dist/spool.js", import.meta.url).href;
+  // Threads load JavaScript only.
+  await buildProgram(join(folder, "built"), { spool: "src/spool.ts" });
+  const module = pathToFileURL(join(folder, "built/spool.js")).href;
   const worker = new Worker(script, { eval: true, workerData: { module, view: spool.view } });
   const seen: (number | string)[] = [];
   let wake = (): void => {};
@@ -123,7 +127,7 @@ function follow(spool: Spool): {
 
 test("a reader in another thread sleeps until bytes arrive and wakes up for each advance", async () => {
   await using spool = await makeSpool(6);
-  const reader = follow(spool);
+  const reader = await follow(spool);
   spool.write(0, Buffer.from("ab"));
   expect(await reader.next()).toBe(2);
   spool.write(4, Buffer.from("ef"));
@@ -136,7 +140,7 @@ test("a reader in another thread sleeps until bytes arrive and wakes up for each
 
 test("a reader is woken up by failure, and by the spool being dropped", async () => {
   const spool = await makeSpool(6);
-  const reader = follow(spool);
+  const reader = await follow(spool);
   spool.write(0, Buffer.from("ab"));
   expect(await reader.next()).toBe(2);
   await spool[Symbol.asyncDispose]();

@@ -4,19 +4,20 @@
 //   libexec/            hawser-launch, what the unit runs
 //   lib/node            Node's own build, byte for byte
 //   lib/*.so.*          libraries that the addon is linked with
-//   lib/hawser/         the program, the addon, the modules
+//   lib/hawser/         the program with its modules in it, the addon
 //   share/              the configuration's template and the units
 //   SHA256SUMS LICENSE THIRD-PARTY-NOTICES
 //
 // It is laid out in a temporary folder, held to the floor, and packed. No byte of it says where or when it was made.
 
 import { existsSync } from "node:fs";
-import { copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { buildProgram } from "../build.ts";
 import { buildAddon } from "./addon.ts";
 import { pack, settle, writeSums } from "./archive.ts";
-import { ReleaseError, run } from "./command.ts";
+import { ReleaseError } from "./command.ts";
 import { checkFloor } from "./floor.ts";
 import { layModules } from "./modules.ts";
 import { fetchNode } from "./node.ts";
@@ -92,20 +93,10 @@ async function layProgram(top: string, architecture: Architecture): Promise<void
   await copyFile(join(root, "config/hawser.toml"), join(top, "share/hawser.toml"));
   await copyFile(join(root, "LICENSE"), join(top, "LICENSE"));
   const libraries = await buildAddon(architecture, lib);
-  await compile(join(program, "dist"));
+  const packages = await buildProgram(join(program, "dist"));
   await writeFile(join(program, "package.json"), await describeProgram());
-  const modules = await layModules(program);
+  const modules = await layModules(program, packages);
   await writeFile(join(top, "THIRD-PARTY-NOTICES"), await renderNotices({ node, libraries, modules }));
-}
-
-/** As "npm run build" does, into another folder and without source maps, which Node does not read unless it is asked. */
-async function compile(dist: string): Promise<void> {
-  const tsc = join(root, "node_modules/.bin/tsc");
-  await run(tsc, ["-p", "src", "--outDir", dist, "--sourceMap", "false"], { cwd: root, missing: "npm ci" });
-  await cp(join(root, "src/proto/gen"), join(dist, "proto/gen"), {
-    recursive: true,
-    filter: (path) => !path.endsWith(".d.ts"),
-  });
 }
 
 /** What Node and the program read of package.json. */

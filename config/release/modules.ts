@@ -1,9 +1,10 @@
-// The modules that the program runs with: what npm installs for production, without what only developers and other
-// runtimes read, and nothing that was compiled for a machine.
+// The modules that the program runs with, as npm installs them for production, and nothing that was compiled for a machine:
+// most are built into the program, so that only their licences are wanted, and one is laid beside it.
 
 import { createHash } from "node:crypto";
 import { copyFile, mkdir, readdir, readFile } from "node:fs/promises";
 import { dirname, extname, join } from "node:path";
+import { apart } from "../build.ts";
 import { cached } from "./cache.ts";
 import { ReleaseError, run } from "./command.ts";
 import { isElf } from "./floor.ts";
@@ -12,8 +13,6 @@ import { root } from "./place.ts";
 /** What npm needs to install exactly what the lock file says. */
 const inputs = ["package.json", "package-lock.json", ".npmrc"];
 
-/** Never loaded here: tar-stream's for the Bare runtime, with code for every system that it knows, and types. */
-const foreignPackages = /^(bare-[\w-]+|@types\/.+|undici-types)$/;
 /** What a program can load. */
 const loadable = new Set([".js", ".cjs", ".mjs", ".json", ".proto", ".wasm"]);
 /** Other packages' and developers' folders. */
@@ -27,23 +26,26 @@ interface Installed {
   readonly libc?: readonly string[];
 }
 
-/** Lays node_modules into a folder and returns the folders of the packages in it. */
-export async function layModules(into: string): Promise<string[]> {
+/**
+ * Lays the package that stays apart from the program into a folder's node_modules. Returns the folders of all packages that
+ * are shipped: of that one and of those that were built into the program, which must be what production installs.
+ */
+export async function layModules(into: string, built: readonly string[]): Promise<string[]> {
   const from = await install();
   const record = JSON.parse(await readFile(join(from, "node_modules/.package-lock.json"), "utf8")) as {
     readonly packages: Readonly<Record<string, Installed>>;
   };
-  const folders: string[] = [];
-  // "node_modules/NAME", or below another one's node_modules.
-  for (const [folder, installed] of Object.entries(record.packages)) {
-    if (foreignPackages.test(folder.replace(/^.*node_modules\//, ""))) continue;
+  const own = `node_modules/${apart}`;
+  const shipped = [...built, own].toSorted();
+  for (const folder of shipped) {
+    const installed = record.packages[folder];
+    if (installed === undefined)
+      throw new ReleaseError(`${folder} is in the program, and production does not install it`);
     checkPortable(folder, installed, await readdir(join(from, folder)));
-    await copyLoadable(join(from, folder), join(into, folder));
-    folders.push(join(into, folder));
   }
-  if (folders.length === 0) throw new ReleaseError("npm installed no modules");
+  await copyLoadable(join(from, own), join(into, own));
   await checkNoMachineCode(join(into, "node_modules"));
-  return folders;
+  return shipped.map((folder) => join(from, folder));
 }
 
 async function install(): Promise<string> {

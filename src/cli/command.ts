@@ -13,6 +13,8 @@ export interface Command {
 /** What commands share; main.ts owns signals and hands them down. */
 export interface Context {
   readonly version: string;
+  /** The program's package.json, as old as the program is. */
+  readonly packageFile: URL;
   readonly environment: Readonly<Record<string, string | undefined>>;
   /** Standard output is a terminal that takes colours. */
   readonly isColoured: boolean;

@@ -70,14 +70,14 @@ Examples:
 
 function optionsOf(
   { config, file, problems }: Loaded,
-  { version, environment }: Context,
+  { version, packageFile, environment }: Context,
   registry: RegistryTarget | undefined,
   kubeletConfig: string | undefined,
 ): DoctorOptions {
   const { containerd, cri, download, metrics, unpack } = config;
   return {
     version,
-    madeAt: statSync(new URL("../../package.json", import.meta.url)).mtime,
+    madeAt: statSync(packageFile).mtime,
     root: "/",
     containerd: {
       address: containerd.address,

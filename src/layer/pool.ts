@@ -16,7 +16,7 @@ export interface EngineOptions {
   readonly engine: "native" | "portable";
   /** Layers that may be unpacked at once. */
   readonly threads: number;
-  /** The built worker.js; a worker cannot be TypeScript. */
+  /** worker.ts as config/build.ts makes it; a worker cannot be TypeScript. */
   readonly workerFile: URL;
 }
 

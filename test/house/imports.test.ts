@@ -44,9 +44,8 @@ function importsOf(file: string): string[] {
   const patterns = [
     /^(?:import|export)\s[^;]*?from "(\.[^"]+)"/gm,
     /^import "(\.[^"]+)"/gm,
+    // What is loaded on demand, and types that are imported where they are used.
     /\bimport\(\s*"(\.[^"]+)"/g,
-    // Types that are imported where they are used, and files that become threads.
-    /\bnew URL\("(\.[^"]+\.js)", import\.meta\.url\)/g,
   ];
   const found = patterns.flatMap((pattern) => [...text.matchAll(pattern)].map((match) => match[1] ?? ""));
   return found

@@ -17,7 +17,7 @@ import { zstdFrame } from "../fakes/zstd.ts";
 import { readTree } from "../harness/tree.ts";
 import { type LayerSpec, layerTypes, Staging } from "./staging.ts";
 
-const workerFile = new URL("../../dist/layer/worker.js", import.meta.url);
+const workerFile = new URL("../../dist/worker.js", import.meta.url);
 const never = new AbortController().signal;
 const small = tarGz([file("a", "content")]);
 const smallTar = tar([file("a", "content")]);

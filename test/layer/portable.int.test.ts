@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { buildProgram } from "../../config/build.ts";
 import { PlainArchive } from "../../src/layer/plain.ts";
 import { unpackPortable } from "../../src/layer/portable.ts";
 import { sha256 } from "../../src/oci/digest.ts";
@@ -180,7 +181,11 @@ test("it works where the addon is missing, and the native engine says that it is
   const elsewhere = await mkdtemp(join(tmpdir(), "portable-"));
   try {
     const root = new URL("../../", import.meta.url).pathname;
-    await cp(join(root, "dist"), join(elsewhere, "dist"), { recursive: true });
+    await buildProgram(join(elsewhere, "dist"), {
+      pool: "src/layer/pool.ts",
+      spool: "src/spool.ts",
+      worker: "src/layer/worker.ts",
+    });
     await cp(join(root, "package.json"), join(elsewhere, "package.json"));
     await link(join(root, "node_modules"), join(elsewhere, "node_modules"));
     const stream = tar([file("a", "content", { mode: 0o4755, mtime: 1000 })]);
@@ -195,10 +200,10 @@ test("it works where the addon is missing, and the native engine says that it is
       limits: ample,
     };
     const program = `
-      import { createEngine } from "./dist/layer/pool.js";
+      import { createEngine } from "./dist/pool.js";
       import { Spool } from "./dist/spool.js";
       import { readFileSync } from "node:fs";
-      const workerFile = new URL("./dist/layer/worker.js", import.meta.url);
+      const workerFile = new URL("./dist/worker.js", import.meta.url);
       let refusal;
       try { createEngine({ engine: "native", threads: 1, workerFile }); } catch (error) { refusal = error.code; }
       const bytes = readFileSync("blob");

@@ -1,9 +1,14 @@
 // The ring between two lanes: every byte once and in order, whatever the sizes, and neither side waits for one that is gone.
 
 import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
 import { Worker } from "node:worker_threads";
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { buildProgram } from "../../config/build.ts";
 import { makeRing, type Ring, RingReader, RingWriter } from "../../src/layer/ring.ts";
 
 const never = (): boolean => false;
@@ -94,30 +99,37 @@ test("both sides stop once they are cancelled, and the writer once the reader ha
 
 test("a reader asleep in one thread is woken up by a writer in another, and the other way round", async () => {
   const ring = makeRing();
-  const worker = new Worker(
-    `const { workerData, parentPort } = require("node:worker_threads");
+  const folder = mkdtempSync(join(tmpdir(), "ring-"));
+  try {
+    // Threads load JavaScript only.
+    await buildProgram(folder, { ring: "src/layer/ring.ts" });
+    const worker = new Worker(
+      `const { workerData, parentPort } = require("node:worker_threads");
     import(workerData.module).then(({ RingReader }) => {
       const reader = new RingReader(workerData.ring, () => false);
       let bytes = 0;
       for (let room = reader.next(); room; room = reader.next()) bytes += room.end - room.start;
       parentPort.postMessage(bytes);
     });`,
-    {
-      eval: true,
-      workerData: { ring, module: new URL("../../dist/layer/ring.js", import.meta.url).href } satisfies {
-        ring: Ring;
-        module: string;
+      {
+        eval: true,
+        workerData: { ring, module: pathToFileURL(join(folder, "ring.js")).href } satisfies {
+          ring: Ring;
+          module: string;
+        },
       },
-    },
-  );
-  const writer = new RingWriter(ring, never);
-  let written = 0;
-  while (written < 100 * 1024 * 1024) {
-    const { start, end } = writer.room();
-    writer.filled(end - start);
-    written += end - start;
+    );
+    const writer = new RingWriter(ring, never);
+    let written = 0;
+    while (written < 100 * 1024 * 1024) {
+      const { start, end } = writer.room();
+      writer.filled(end - start);
+      written += end - start;
+    }
+    writer.end();
+    expect(await once(worker, "message")).toEqual([written]);
+    await worker.terminate();
+  } finally {
+    rmSync(folder, { recursive: true });
   }
-  writer.end();
-  expect(await once(worker, "message")).toEqual([written]);
-  await worker.terminate();
 });

@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { buildProgram } from "../../config/build.ts";
 import { loadNative } from "../../src/native.ts";
 
 let folder = "";
@@ -13,10 +14,9 @@ let folder = "";
 beforeEach(async () => {
   // With characters that a URL writes in another way than a path.
   folder = await mkdtemp(join(tmpdir(), "native 100%-"));
-  await mkdir(join(folder, "dist"));
   await mkdir(join(folder, "native/build"), { recursive: true });
   await writeFile(join(folder, "package.json"), '{"type":"module"}');
-  await copyFile(new URL("../../dist/native.js", import.meta.url), join(folder, "dist/native.js"));
+  await buildProgram(join(folder, "dist"), { native: "src/native.ts" });
 });
 
 afterEach(async () => {

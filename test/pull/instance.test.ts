@@ -6,7 +6,9 @@ import { watch } from "node:fs";
 import { mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { pathToFileURL } from "node:url";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { buildProgram } from "../../config/build.ts";
 import type { Containerd, ContainerdFacts } from "../../src/containerd/containerd.ts";
 import { createInstance, instanceLabel } from "../../src/pull/instance.ts";
 
@@ -58,7 +60,8 @@ async function startOther(): Promise<{ readonly id: string; readonly process: Ch
     const instance = await createInstance(JSON.parse(process.argv[2]));
     process.stdout.write(instance.id);
     setInterval(() => {}, 1000);`;
-  const module = new URL("../../dist/pull/instance.js", import.meta.url).href;
+  await buildProgram(join(root, "built"), { instance: "src/pull/instance.ts" });
+  const module = pathToFileURL(join(root, "built/instance.js")).href;
   const child = spawn(
     process.execPath,
     ["--input-type=module", "-e", script, module, JSON.stringify(facts)],

@@ -82,7 +82,7 @@ async function layTests(): Promise<string> {
   mkdirSync(join(modules, "vitest"), { recursive: true });
   copyFileSync(join(checkout, "test/release/vitest.mjs"), join(modules, "vitest/index.mjs"));
   writeFileSync(join(modules, "vitest/package.json"), '{ "exports": "./index.mjs" }');
-  for (const name of ["fast-check", "@vitest/expect"]) {
+  for (const name of ["fast-check", "@vitest/expect", "pako"]) {
     mkdirSync(dirname(join(modules, name)), { recursive: true });
     symlinkSync(join(checkout, "node_modules", name), join(modules, name));
   }
