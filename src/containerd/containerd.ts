@@ -36,8 +36,11 @@ export interface Lease extends AsyncDisposable {
    */
   adoptContent(descriptor: Descriptor, file: string, labels: Labels): Promise<void>;
 
-  /** True when the committed snapshot exists; it and its parents are then held by this lease too. */
-  holdSnapshot(chainID: Digest): Promise<boolean>;
+  /**
+   * True when the committed snapshot exists; it and its parents are then held by this lease too. A pull that is over waits
+   * for no answer: the signal rejects with `cancelled`.
+   */
+  holdSnapshot(chainID: Digest, signal?: AbortSignal): Promise<boolean>;
   /**
    * Prepares an active snapshot to be committed as chainID, with labels of its own besides the usual one. Throws
    * `exists` when that is committed (and holds it).

@@ -114,8 +114,8 @@ class ContainerdLease implements Lease {
     await adoptContent(this.#channel, this.id, this.#contentRoot, descriptor, file, labels);
   }
 
-  async holdSnapshot(chainID: Digest): Promise<boolean> {
-    return await holdSnapshot(this.#channel, { lease: this.id }, chainID);
+  async holdSnapshot(chainID: Digest, signal?: AbortSignal): Promise<boolean> {
+    return await holdSnapshot(this.#channel, { lease: this.id }, chainID, signal);
   }
 
   async prepareSnapshot(

@@ -28,14 +28,23 @@ export interface LeaseScope extends Scope {
 /** A layer that somebody else committed may be collected before it is held; making it is then tried again, so often. */
 const attemptsMax = 3;
 
-/** True when a committed snapshot of this name exists; the lease then holds it, and through it its parents. */
-export async function holdSnapshot(channel: Channel, scope: LeaseScope, chainID: Digest): Promise<boolean> {
+/**
+ * True when a committed snapshot of this name exists; the lease then holds it, and through it its parents. The signal ends
+ * the wait for an answer that changes nothing.
+ */
+export async function holdSnapshot(
+  channel: Channel,
+  scope: LeaseScope,
+  chainID: Digest,
+  signal?: AbortSignal,
+): Promise<boolean> {
+  const reading = { ...scope, ...(signal && { signal }) };
   try {
-    await channel.call(snapshots.stat, { snapshotter, key: chainID }, scope);
+    await channel.call(snapshots.stat, { snapshotter, key: chainID }, reading);
     const resource = { id: chainID, type: `snapshots/${snapshotter}` };
     await channel.call(leases.addResource, { id: scope.lease, resource }, scope);
     // It may have been collected between the two calls; once the lease holds it, it cannot be.
-    await channel.call(snapshots.stat, { snapshotter, key: chainID }, scope);
+    await channel.call(snapshots.stat, { snapshotter, key: chainID }, reading);
     return true;
   } catch (error) {
     if (error instanceof PullError && error.code === "not_found") return false;

@@ -111,7 +111,7 @@ export class Image implements AsyncDisposable {
 
   async #complete({ layers }: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {
     const { name, work, repository, site } = this.#options;
-    const present = await countPresent(layers, lease.lease);
+    const present = await countPresent(layers, lease.lease, signal);
     const unkept = await this.#findUnkept(layers.slice(0, present), lease);
     this.#missing = layers.slice(present);
     await this.#borrow(this.#missing, lease);

@@ -71,10 +71,14 @@ export async function plan(
 }
 
 /** How many layers, counted from the bottom, are in place; the uppermost of them is held by the lease. */
-export async function countPresent(layers: readonly PlannedLayer[], lease: Lease): Promise<number> {
+export async function countPresent(
+  layers: readonly PlannedLayer[],
+  lease: Lease,
+  signal: AbortSignal,
+): Promise<number> {
   const isPresent = async (count: number): Promise<boolean> => {
     const layer = layers[count - 1];
-    return layer === undefined || (await lease.holdSnapshot(layer.chainID));
+    return layer === undefined || (await lease.holdSnapshot(layer.chainID, signal));
   };
   if (await isPresent(layers.length)) return layers.length;
   // A committed snapshot has all of its parents, so presence is monotone and can be searched for by halves.

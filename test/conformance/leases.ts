@@ -42,6 +42,9 @@ export function describeLeases(bench: () => Bench): void {
       const prepared = await Promise.all(all.map((one) => one.prepareSnapshot(chain().lower, undefined, {})));
       // The committed layer is held by a living lease too.
       expect(await living[0]?.holdSnapshot(base)).toBe(true);
+      await expect(living[0]?.holdSnapshot(base, AbortSignal.abort())).rejects.toMatchObject({
+        code: "cancelled",
+      });
       const asked: string[] = [];
       const isDead = async (value: string): Promise<boolean> => {
         asked.push(value);

@@ -39,7 +39,7 @@ test("any number of present layers below any number of missing ones is found", a
           return committed.has(chainID);
         },
       } as Lease;
-      expect(await countPresent(layers, lease)).toBe(present);
+      expect(await countPresent(layers, lease, new AbortController().signal)).toBe(present);
       if (present > 0) expect(held).toContain(layers[present - 1]?.chainID);
       expect(questions).toBeLessThanOrEqual(9);
     }),
