@@ -4,14 +4,13 @@
 import { writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { PrivateRegistry } from "../test/harness/registry.ts";
 import { allMinors, containerdRelease } from "../test/harness/versions.ts";
 import { chart } from "./chart.ts";
 import { type Floor, measureFloor } from "./floor.ts";
-import { type BuiltImage, pushRecipe } from "./images.ts";
+import type { BuiltImage } from "./images.ts";
 import { interruptible } from "./interrupt.ts";
+import { withLoad } from "./load.ts";
 import { machine, programs } from "./measure.ts";
-import { regional, ShapedNetwork } from "./network.ts";
 import { report } from "./report.ts";
 import {
   commit,
@@ -24,7 +23,7 @@ import {
   slower,
 } from "./results.ts";
 import { type Scenario, scenarios } from "./scenarios.ts";
-import { containerdSide, hawserSide, type Load, type Run, type Side, touchMemory } from "./sides.ts";
+import { containerdSide, hawserSide, type Run, type Side, touchMemory } from "./sides.ts";
 
 const peers = allMinors.map((minor) => `containerd-${minor}`);
 const usage = `Usage: npm run bench [-- --image NAME[,NAME…]] [--against PEER[,PEER…]] [--runs N] [--config TOML] [--save]
@@ -102,26 +101,24 @@ async function measure(
   sides: ReadonlyMap<string, Side>,
   signal: AbortSignal,
 ): Promise<ScenarioResult> {
-  await using registry = await PrivateRegistry.start();
-  await using network =
-    scenario.network === "shaped" ? await ShapedNetwork.before(registry.host, regional) : undefined;
-  const images: BuiltImage[] = [];
-  for (const recipe of scenario.recipes) images.push(await pushRecipe(registry, recipe, say, signal));
-  const load: Load = { registry, host: network?.host ?? registry.host, images };
   const floors: Floor[] = [];
   const found: Record<string, Run[]> = Object.fromEntries([...sides.keys()].map((name) => [name, []]));
-  for (let round = 0; round <= runs; round++) {
-    await touchMemory(images, signal);
-    const floor = await measureFloor(images);
-    const told: string[] = [];
-    for (const [name, side] of turns(sides, round)) {
-      const run = await side(load, signal);
-      told.push(`${name} ${run.seconds.toFixed(2)} s`);
-      if (round > 0) found[name]?.push(run);
+  let images: readonly BuiltImage[] = [];
+  await withLoad(scenario, say, signal, async (load) => {
+    ({ images } = load);
+    for (let round = 0; round <= runs; round++) {
+      await touchMemory(images, signal);
+      const floor = await measureFloor(images);
+      const told: string[] = [];
+      for (const [name, side] of turns(sides, round)) {
+        const run = await side(load, signal);
+        told.push(`${name} ${run.seconds.toFixed(2)} s`);
+        if (round > 0) found[name]?.push(run);
+      }
+      if (round > 0) floors.push(floor);
+      say(`${scenario.name}, ${round === 0 ? "warm-up" : `round ${round}`}: ${told.join(", ")}`);
     }
-    if (round > 0) floors.push(floor);
-    say(`${scenario.name}, ${round === 0 ? "warm-up" : `round ${round}`}: ${told.join(", ")}`);
-  }
+  });
   const sum = (key: "compressedBytes" | "unpackedBytes"): number =>
     images.reduce((bytes, image) => bytes + image[key], 0);
   const bytes = { compressedBytes: sum("compressedBytes"), unpackedBytes: sum("unpackedBytes") };

@@ -20,7 +20,10 @@ await interruptible(async (signal) => {
   say(`  ${tools.title}: ${sizes(image)}\n`);
 
   say("Pulling it with containerd's own CRI, on fresh directories ...");
-  const theirs = await containerdSide()({ registry, host: registry.host, images: [image] }, signal);
+  const theirs = await containerdSide()(
+    { registryPid: registry.pid, references: [image.reference], images: [image] },
+    signal,
+  );
   say(`  ${theirs.seconds.toFixed(2)} s\n`);
 
   say("Pulling it through Hawser's CRI socket, on fresh directories of another private containerd ...");

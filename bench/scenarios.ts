@@ -8,6 +8,7 @@ export interface Scenario {
   /** Pulled at once; what counts is the last of them. */
   readonly recipes: readonly Recipe[];
   readonly network: "loopback" | "shaped";
+  readonly tls?: true;
   /** How many times as fast as containerd 1.6 it must be, and how many it had better be. */
   readonly goal?: { readonly must: number; readonly aim: number };
 }
@@ -23,9 +24,13 @@ function one(name: string, goal?: Scenario["goal"]): Scenario {
   return { name, title: made.title, recipes: [made], network: "loopback", ...(goal && { goal }) };
 }
 
-function shaped(name: string, goal: Scenario["goal"]): Scenario {
+function shaped(name: string, goal?: Scenario["goal"]): Scenario {
   const { title, ...rest } = one(name, goal);
   return { ...rest, name: `${name}-shaped`, title: `${title}, over the shaped network`, network: "shaped" };
+}
+
+function secured({ title, ...rest }: Scenario): Scenario {
+  return { ...rest, name: `${rest.name}-tls`, title: `${title}, by TLS`, tls: true };
 }
 
 export const scenarios: readonly Scenario[] = [
@@ -38,6 +43,8 @@ export const scenarios: readonly Scenario[] = [
   one("tiny"),
   shaped("go", { must: 2.7, aim: 3.3 }),
   shaped("fat", { must: 4, aim: 5 }),
+  secured(one("go")),
+  secured(shaped("go")),
   {
     name: "four",
     title: "four images at once, the last one",

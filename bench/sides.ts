@@ -7,9 +7,9 @@ import { promisify } from "node:util";
 import { PrivateContainerd, scratch } from "../test/harness/containerd.ts";
 import type { CriClient } from "../test/harness/cri.ts";
 import { PrivateHawser } from "../test/harness/hawser.ts";
-import type { PrivateRegistry } from "../test/harness/registry.ts";
 import type { Release } from "../test/harness/versions.ts";
 import type { BuiltImage } from "./images.ts";
+import type { Load } from "./load.ts";
 import { cpuSeconds, peakMiB } from "./measure.ts";
 
 /** One or several pulls at once, from the first call to the last answer. */
@@ -22,14 +22,6 @@ export interface Run {
   readonly registryCpu: number;
   /** Of the daemon that was asked. */
   readonly peakMiB: number;
-}
-
-/** What is pulled, and from where. */
-export interface Load {
-  readonly registry: PrivateRegistry;
-  /** Where the puller finds the registry (host:port), which is another one behind a shaped network. */
-  readonly host: string;
-  readonly images: readonly BuiltImage[];
 }
 
 /** Pulls a load on fresh roots. */
@@ -48,7 +40,8 @@ export function containerdSide(release?: Release): Side {
       : {};
   return async (load, signal) => {
     await touchMemory(load.images, signal);
-    await using containerd = await PrivateContainerd.start({ ...(release && { release }), ...newest });
+    const own = { ...(release && { release }), ...newest, ...certsOf(load) };
+    await using containerd = await PrivateContainerd.start(own);
     return await timed({ containerd }, load, signal);
   };
 }
@@ -57,12 +50,17 @@ export function containerdSide(release?: Release): Side {
 export function hawserSide(config: string): Side {
   return async (load, signal) => {
     await touchMemory(load.images, signal);
-    await using containerd = await PrivateContainerd.start();
+    await using containerd = await PrivateContainerd.start(certsOf(load));
     await using hawser = await PrivateHawser.start({ containerd: containerd.address, config });
     const run = await timed({ containerd, hawser }, load, signal);
     await mustBeAccelerated(hawser, load.images.length);
     return run;
   };
+}
+
+/** What a containerd must be started with. */
+export function certsOf({ certs }: Load): { readonly configPath?: string } {
+  return certs === undefined ? {} : { configPath: certs };
 }
 
 /** Throws, with the daemon's log, unless all that it pulled was its own work. */
@@ -100,12 +98,12 @@ interface Servers {
 }
 
 async function timed({ containerd, hawser }: Servers, load: Load, signal: AbortSignal): Promise<Run> {
-  const { registry, host, images } = load;
+  const { registryPid, references } = load;
   const asked = hawser ?? containerd;
-  const cpu = (): number[] => [containerd, hawser, registry].map((one) => (one ? cpuSeconds(one.pid) : 0));
+  const pids = [containerd.pid, hawser?.pid, registryPid];
+  const cpu = (): number[] => pids.map((pid) => (pid === undefined ? 0 : cpuSeconds(pid)));
   const before = cpu();
   const began = performance.now();
-  const references = images.map(({ reference }) => `${host}${reference.slice(registry.host.length)}`);
   await Promise.all(references.map((reference) => pull(asked.cri, reference, signal)));
   const seconds = (performance.now() - began) / 1000;
   const [containerdCpu = 0, hawserCpu = 0, registryCpu = 0] = cpu().map(

@@ -41,7 +41,7 @@ export function createMetrics(version: string, process: "front" | "puller") {
     }),
     stageSeconds: new Histogram({
       name: "hawser_stage_duration_seconds",
-      help: "Stages of accelerated pulls: resolve and register once a pull; download, unpack and commit once a layer",
+      help: "Stages of accelerated pulls: resolve, plan, layers, blobs and register one behind another, once a pull; download, unpack and commit once a layer, within layers",
       labelNames: ["stage"] as const,
       buckets: stageBuckets,
       registers,

@@ -17,7 +17,7 @@ import type { Keep } from "./journal.ts";
 import type { Layer } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
 import { countPresent, type Plan, type PlannedLayer, plan } from "./plan.ts";
-import type { PullEvents } from "./pull.ts";
+import type { PullEvents, Stage } from "./pull.ts";
 import type { Share } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { mustFit, type Room } from "./space.ts";
@@ -70,25 +70,31 @@ export class Image implements AsyncDisposable {
 
   async #run(signal: AbortSignal): Promise<void> {
     const { site, containerd, repository } = this.#options;
-    const resolved = await this.#resolve(signal);
+    const resolved = await this.#timed("resolve", () => this.#resolve(signal));
     failpoint("resolved");
-    await site.claim();
-    const lease = shareLease(await containerd.lease({ [instanceLabel]: site.instance.id }));
-    this.#lease = lease;
-    failpoint("leased");
-    const planned = await plan(resolved, repository, lease.lease, site.facts.contentRoot, signal);
-    await this.#fill(planned, lease, signal);
-    await this.#finishBlobs(this.#keep());
+    const [planned, lease] = await this.#timed("plan", async () => {
+      await site.claim();
+      const share = shareLease(await containerd.lease({ [instanceLabel]: site.instance.id }));
+      this.#lease = share;
+      failpoint("leased");
+      return [await plan(resolved, repository, share.lease, site.facts.contentRoot, signal), share] as const;
+    });
+    await this.#timed("layers", () => this.#fill(planned, lease, signal));
+    await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
     failpoint("complete");
   }
 
-  async #resolve(signal: AbortSignal): Promise<Resolved> {
-    const { reference, containerd, repository, events } = this.#options;
+  async #timed<T>(stage: Stage, work: () => Promise<T>): Promise<T> {
     const began = performance.now();
+    const result = await work();
+    this.#options.events.stage(stage, (performance.now() - began) / 1000);
+    return result;
+  }
+
+  async #resolve(signal: AbortSignal): Promise<Resolved> {
+    const { reference, containerd, repository } = this.#options;
     const known = await containerd.hasImage(reference.name);
-    const resolved = await repository.resolve(known, signal);
-    events.stage("resolve", (performance.now() - began) / 1000);
-    return resolved;
+    return await repository.resolve(known, signal);
   }
 
   /**

@@ -15,7 +15,8 @@ import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { Work } from "./work.ts";
 
-type Stage = "resolve" | "download" | "unpack" | "commit";
+/** The first four come one behind another, once a pull; the others belong to "layers", once a layer each. */
+export type Stage = "resolve" | "plan" | "layers" | "blobs" | "download" | "unpack" | "commit";
 
 /** What a pull tells of itself, for metrics and log. */
 export interface PullEvents {
