@@ -60,7 +60,9 @@ await interruptible(async (signal) => {
   await mustBeAccelerated(hawser, 2 * (pairs + warmUps));
   console.log(`${machine()}\n${programs()}\n`);
   const rows = [describe("1 MiB in one layer", fresh), describe("the same once more, all present", present)];
-  console.log(table([[`${pairs} pairs, medians in ms`, "containerd", "Hawser", "ratio", "by chance", ""], ...rows]));
+  console.log(
+    table([[`${pairs} pairs, medians in ms`, "containerd", "Hawser", "ratio", "by chance", ""], ...rows]),
+  );
 });
 
 /** Who goes first alternates. */

@@ -29,8 +29,8 @@ const packages = [
   "openssl",
   "dpkg-dev",
   "zstd",
-  // To lay down a Debian of its own, to run bundles on.
-  "debootstrap",
+  // To lay down a Debian of its own, to run bundles on and to boot.
+  "mmdebstrap",
   ...process.argv.slice(2),
 ];
 

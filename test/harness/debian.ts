@@ -1,6 +1,6 @@
-// A bare Debian: what debootstrap's smallest variant lays down, made once a suite, and layers over it for single tests.
+// A Debian of its own: the smallest variant with what a node has, made once a suite, and layers over it for single tests.
 //
-// There is no Node in it, no compiler and no library that Debian itself does not need. Programs run in it by chroot.
+// There is no Node in it, no compiler and no library of the addon's. Programs run in it by chroot; node.ts boots it.
 
 import { execFileSync, type SpawnSyncReturns, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
@@ -12,21 +12,23 @@ import type { Architecture } from "../../config/release/place.ts";
 import { scratch } from "./containerd.ts";
 
 const folder = "/var/tmp/hawser-debian";
+/** What boots, and runs containers. */
+const packages = "systemd,systemd-sysv,dbus,containerd,procps";
 /** What a login would have, and nothing of this process's environment. */
 const environment = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"];
 
 /** The folder of the bare Debian, which must not be changed. */
 export async function bareDebian(): Promise<string> {
   const suite = codename();
-  const done = join(folder, suite);
+  const done = join(folder, `${suite}-node`);
   if (existsSync(done)) return done;
   mkdirSync(folder, { recursive: true, mode: 0o755 });
   const work = mkdtempSync(join(folder, `${suite}-`));
   try {
     const root = join(work, "root");
     const [archive] = debianSources();
-    const options = ["--variant=minbase", suite, root, archive?.uri ?? ""];
-    await run("debootstrap", options);
+    const options = ["--quiet", "--mode=root", "--variant=minbase", `--include=${packages}`];
+    await run("mmdebstrap", [...options, suite, root, archive?.uri ?? ""]);
     // Whoever is first wins; the other's is as good.
     if (!existsSync(done)) renameSync(root, done);
   } finally {

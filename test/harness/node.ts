@@ -9,10 +9,8 @@ import { once } from "node:events";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { text as textOf } from "node:stream/consumers";
-import { cached } from "../../config/release/cache.ts";
-import { run } from "../../config/release/command.ts";
-import { codename, debianSources } from "../../config/release/debian.ts";
 import { scratch } from "./containerd.ts";
+import { bareDebian } from "./debian.ts";
 import { eventually, ServerProcess } from "./process.ts";
 
 const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,18 +34,6 @@ pivot_root . mnt
 umount -l /mnt
 exec env -i container=test ${path} /lib/systemd/systemd --unit=multi-user.target
 `;
-
-async function makeRoot(folder: string): Promise<void> {
-  const [archive] = debianSources();
-  const include = "--include=systemd,systemd-sysv,dbus,containerd,procps";
-  await run("debootstrap", [
-    "--variant=minbase",
-    include,
-    codename(),
-    join(folder, "root"),
-    archive?.uri ?? "",
-  ]);
-}
 
 export interface Ended {
   readonly status: number | null;
@@ -83,8 +69,7 @@ export class PrivateNode implements AsyncDisposable {
 
   /** Up and running, containerd included; `prepare` may put files into it before. */
   static async start(prepare: (root: string) => void = () => {}): Promise<PrivateNode> {
-    const base = await cached("node", codename(), makeRoot);
-    const node = new PrivateNode(join(base, "root"));
+    const node = new PrivateNode(await bareDebian());
     try {
       // Nobody logs in.
       node.write("etc/systemd/system/getty.target", "");
