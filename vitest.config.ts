@@ -26,8 +26,8 @@ export default defineConfig({
           exclude: beyond,
           pool: "forks",
           setupFiles: ["test/gate.ts"],
-          // Two cores, and each file starts servers of its own; one in three waits for a clock.
-          maxWorkers: 3,
+          // Two cores, and each file starts servers of its own.
+          maxWorkers: 2,
           sequence: { groupOrder: 1 },
           testTimeout: 120_000,
           hookTimeout: 120_000,

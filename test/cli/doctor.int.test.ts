@@ -124,10 +124,10 @@ function listing(root: string): string[] {
 
 test("a node where all is well, which is the same afterwards", async () => {
   const places = [containerd.root, hawser.root, folder];
-  const before = { state: readState(containerd), files: places.map(listing) };
+  const before = { state: await readState(containerd), files: places.map(listing) };
   const ran = await doctor(["--registry", `${plain.host}/team/app:v1`]);
   expect(ran).toMatchObject({ code: 0, stderr: "" });
-  expect({ state: readState(containerd), files: places.map(listing) }).toEqual(before);
+  expect({ state: await readState(containerd), files: places.map(listing) }).toEqual(before);
   expect(before.files.every((files) => files.length > 0)).toBe(true);
   expect(subject("hawser", ran)).toEqual([
     `ok configuration: ${hawser.root}/hawser.toml`,

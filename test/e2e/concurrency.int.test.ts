@@ -72,7 +72,9 @@ test("fifty pulls of ten images that share layers: each byte fetched once, each 
   expect(metrics).toContain('hawser_pulls_total{result="ok",path="accelerated"} 50');
   expect(fake.peakBlobs).toBeLessThanOrEqual(6);
   // Every repository that a common layer came from is named, as with pulls one after another.
-  const shared = readContent(containerd).find((line) => line.startsWith([...layers.keys()][0] ?? "?"));
+  const shared = (await readContent(containerd)).find((line) =>
+    line.startsWith([...layers.keys()][0] ?? "?"),
+  );
   for (let index = 0; index < 10; index++) expect(shared).toContain(`many/fifty-${index}`);
 });
 
@@ -92,11 +94,11 @@ test("callers that go away leave the others alone; with the last of them everyth
   await eventually(async () => expect(fake.openBlobs).toBeGreaterThan(0), "the pause");
   leave.abort();
   for (const reply of await Promise.all(leaving)) expect(reply).toHaveProperty("code", 1);
-  expect(readLeases(containerd).length).toBeGreaterThan(0);
+  expect((await readLeases(containerd)).length).toBeGreaterThan(0);
   stay.abort();
   for (const reply of await Promise.all(staying)) expect(reply).toHaveProperty("code", 1);
   await settled(containerd);
-  expect(readImages(containerd).join()).not.toContain("many/leaving");
+  expect((await readImages(containerd)).join()).not.toContain("many/leaving");
   pause.open();
   fake.behave = () => undefined;
   await Promise.all(images.map(({ reference }) => hawser.cri.mustPull(reference)));
@@ -139,8 +141,8 @@ test.each([
   await settled(containerd);
   expect(fake.rangesOf(digest)).toHaveLength(1);
   expect(await own.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
-  expect(readContent(containerd).join()).toContain(digest);
-  expect(readImages(containerd).join()).not.toContain(`shared/${leaver}-${leaver}`);
+  expect((await readContent(containerd)).join()).toContain(digest);
+  expect((await readImages(containerd)).join()).not.toContain(`shared/${leaver}-${leaver}`);
 });
 
 test("garbage collection runs all the time: pulls are accelerated, and every blob is kept", async () => {
@@ -156,7 +158,7 @@ test("garbage collection runs all the time: pulls are accelerated, and every blo
   const before = /path="accelerated"\} (\d+)/.exec(await hawser.metrics())?.[1];
   for (const { reference } of images) await hawser.cri.mustPull(reference);
   await eventually(async () => {
-    const { content } = readState(containerd);
+    const { content } = await readState(containerd);
     for (const { layers } of images)
       for (const { digest } of layers) expect(content.join()).toContain(digest);
   }, "every blob in the content store");

@@ -11,7 +11,7 @@ import { fields } from "../harness/cri.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { settled } from "../harness/parity.ts";
 import { eventually } from "../harness/process.ts";
-import { readLeases } from "../harness/state.ts";
+import { readLeases, readSnapshots } from "../harness/state.ts";
 
 let containerd: PrivateContainerd;
 let proxy: ContainerdProxy;
@@ -65,8 +65,8 @@ async function hasImage(image: FakeImage): Promise<boolean> {
 }
 
 /** How many snapshots are committed. */
-function committed(): number {
-  return containerd.ctr("snapshots", "ls").match(/Committed/g)?.length ?? 0;
+async function committed(): Promise<number> {
+  return (await readSnapshots(containerd)).filter((line) => line.startsWith("Committed")).length;
 }
 
 const codes = { ALREADY_EXISTS: 6, NOT_FOUND: 5, UNAVAILABLE: 14, INTERNAL: 13, DEADLINE_EXCEEDED: 4 };
@@ -155,19 +155,19 @@ describe("what a pull made is held until containerd has answered", () => {
       isAsked = true;
       return { until: pause.opened };
     };
-    const before = committed();
+    const before = await committed();
     const pulling = hawser.cri.pull(image.reference);
     await eventually(async () => expect(isAsked).toBe(true), "PullImage");
-    const held = readLeases(containerd);
+    const held = await readLeases(containerd);
     try {
       expect(held).toEqual([expect.stringMatching(/^hawser-/)]);
       // Behind another pull and its end, whatever was given up too early has long been given up.
       const other = put();
       await hawser.cri.mustPull(other.reference);
-      await eventually(async () => expect(readLeases(containerd)).toEqual(held), "its end");
+      await eventually(async () => expect(await readLeases(containerd)).toEqual(held), "its end");
       containerd.ctr("leases", "create", "--id", "collecting");
       containerd.ctr("leases", "rm", "--sync", "collecting");
-      expect(committed() - before).toBe(other.layers.length + finished);
+      expect((await committed()) - before).toBe(other.layers.length + finished);
     } finally {
       pause.open();
     }
@@ -179,11 +179,16 @@ describe("what a pull made is held until containerd has answered", () => {
 test("a lease is deleted underneath, at any time: the pull succeeds", async () => {
   for (const method of ["Snapshots/Prepare", "Snapshots/Commit", "Content/Write", "ImageService/PullImage"]) {
     const image = put();
+    // Calls come side by side, and each lease can be removed once.
+    let removed = Promise.resolve();
+    const removeLeases = async (): Promise<void> => {
+      for (const lease of await readLeases(containerd))
+        containerd.ctr("leases", "rm", "--sync", lease.split(/\s+/)[0] ?? "");
+    };
     proxy.fault = (path) => {
       if (!path.endsWith(method)) return undefined;
-      for (const lease of readLeases(containerd))
-        containerd.ctr("leases", "rm", "--sync", lease.split(/\s+/)[0] ?? "");
-      return undefined;
+      removed = removed.then(removeLeases);
+      return { until: removed };
     };
     expect(await hawser.cri.pull(image.reference), method).not.toHaveProperty("code");
     proxy.fault = () => undefined;

@@ -59,16 +59,16 @@ function put(name: string, layers = 3, bytes = 1_500_000): FakeImage {
 
 async function nothingLeft(): Promise<void> {
   await eventually(async () => {
-    expect(readLeases(containerd)).toEqual([]);
+    expect(await readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
-    expect(activeExtracts(containerd)).toEqual([]);
+    expect(await activeExtracts(containerd)).toEqual([]);
     expect(namesBelow(`${containerd.root}/root/io.hawser/instances`)).toHaveLength(1);
   }, "the end of what follows a pull");
 }
 
 /** Digests of what is in the content store. */
-function keptBlobs(): string[] {
-  return readContent(containerd).map((line) => line.split(" ", 1)[0] ?? "");
+async function keptBlobs(): Promise<string[]> {
+  return (await readContent(containerd)).map((line) => line.split(" ", 1)[0] ?? "");
 }
 
 /** Starts again and pulls: nothing that a journal says is written may be asked for, and all is as it should be. */
@@ -85,7 +85,7 @@ async function recover(hawser: PrivateHawser, image: FakeImage): Promise<void> {
     const again = bytesAsked(asked, digest, bytes.length);
     const written = left.filter((one) => one.digest === digest).flatMap((one) => one.written);
     expect(overlapBytes(again, written), digest).toBe(0);
-    expect(keptBlobs()).toContain(digest);
+    expect(await keptBlobs()).toContain(digest);
   }
   expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
 }
@@ -171,7 +171,7 @@ test.each(["claimed", "adoption-placing", "adoption-placed=2"])(
     await hawser.untilKilled();
     await hawser.startAgain();
     await eventually(async () => {
-      for (const { digest } of image.layers) expect(keptBlobs()).toContain(digest);
+      for (const { digest } of image.layers) expect(await keptBlobs()).toContain(digest);
     }, "adoption of every layer");
     await nothingLeft();
     expect(fake.asked.length).toBe(before);
@@ -190,7 +190,7 @@ test.each(["adoption-placed", "adoption-placed=2", "adopted=2"])(
     await hawser.startAgain();
     await nothingLeft();
     await eventually(async () => {
-      for (const { digest } of image.layers) expect(keptBlobs()).toContain(digest);
+      for (const { digest } of image.layers) expect(await keptBlobs()).toContain(digest);
     }, "adoption of every layer");
     expect(fake.asked.length).toBe(before);
   },
@@ -214,7 +214,7 @@ test("killed while a blob is placed that another namespace has: that one's is th
   const blob = `${containerd.contentRoot}/blobs/sha256/${hexOf(digest)}`;
   expect(readFileSync(blob).equals(layer.bytes)).toBe(true);
   await hawser.startAgain();
-  await eventually(async () => expect(keptBlobs()).toContain(digest), "the adoption");
+  await eventually(async () => expect(await keptBlobs()).toContain(digest), "the adoption");
   await nothingLeft();
   expect(readFileSync(blob).equals(layer.bytes)).toBe(true);
   await lease[Symbol.asyncDispose]();
@@ -278,7 +278,7 @@ test("a blob that was to be kept and was changed meanwhile is not kept, and the 
   await hawser.startAgain();
   await hawser.untilLogged(/could not be kept/);
   await nothingLeft();
-  expect(keptBlobs()).not.toContain(image.layers[0]?.digest);
+  expect(await keptBlobs()).not.toContain(image.layers[0]?.digest);
   await hawser.cri.mustPull(image.reference);
   pulled.push(image.reference);
   notKept = image.layers[0]?.digest;
@@ -298,7 +298,7 @@ test("two daemons on one containerd: what the living one holds survives the othe
   await dying.untilKilled();
   await dying.startAgain();
   await dying.untilLogged(/removed what dead instances left/);
-  expect(readLeases(containerd)).toHaveLength(1);
+  expect(await readLeases(containerd)).toHaveLength(1);
   pause.open();
   expect(await pulling).not.toHaveProperty("code");
   expect(await living.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
@@ -316,7 +316,7 @@ test("containerd makes the same of every image above", async () => {
   for (const [chainID, tree] of theirs) {
     expect(differences(tree, ours.get(chainID) ?? new Map(), new Set()), chainID).toEqual([]);
   }
-  const [left, right] = [readState(oracle), readState(containerd)];
+  const [left, right] = [await readState(oracle), await readState(containerd)];
   expect(right.images).toEqual(left.images);
   expect(right.content).toEqual(left.content.filter((line) => !line.startsWith(notKept ?? "?")));
 });

@@ -45,9 +45,9 @@ async function nothingLeft(containerd: PrivateContainerd): Promise<void> {
   await eventually(async () => {
     containerd.ctr("leases", "create", "--id", "collection");
     containerd.ctr("leases", "delete", "--sync", "collection");
-    expect(readLeases(containerd)).toEqual([]);
+    expect(await readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
-    expect(activeExtracts(containerd)).toEqual([]);
+    expect(await activeExtracts(containerd)).toEqual([]);
   }, "the end of what follows a pull");
 }
 
@@ -191,7 +191,9 @@ describe("the disk is full from a call to containerd on", () => {
     expect(await hawser.cri.pull(image.reference)).toEqual({ value: image.configDigest });
     await eventually(async () => expect(isFull()).toBe(true), "the adoption");
     await pulledWithRoom(image.reference);
-    const known = readContent(containerd).map((line) => line.slice("sha256:".length).split(" ", 1)[0] ?? "");
+    const known = (await readContent(containerd)).map(
+      (line) => line.slice("sha256:".length).split(" ", 1)[0] ?? "",
+    );
     await eventually(
       async () =>
         expect(readdirSync(join(containerd.contentRoot, "blobs/sha256")).sort()).toEqual(known.sort()),
@@ -276,7 +278,7 @@ test("three images at once through one worker, one connection and a spool for on
   expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 3');
   await nothingLeft(containerd);
   expect(parked(containerd)).toEqual([]);
-  const content = readContent(containerd).join("\n");
+  const content = (await readContent(containerd)).join("\n");
   for (const image of images) for (const { digest } of image.layers) expect(content).toContain(digest);
 });
 

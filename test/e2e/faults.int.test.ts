@@ -42,9 +42,9 @@ afterEach(() => {
 /** Nothing of a pull is left: not in leases, active snapshots, staging or spool. */
 async function nothingLeft(): Promise<void> {
   await eventually(async () => {
-    expect(readLeases(containerd)).toEqual([]);
+    expect(await readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
-    expect(activeExtracts(containerd)).toEqual([]);
+    expect(await activeExtracts(containerd)).toEqual([]);
   }, "the end of what follows a pull");
 }
 
@@ -152,7 +152,7 @@ describe("blobs that are not what they should be", () => {
   ];
   test.each(cases)("%s", async (name, layers) => {
     const image = fake.put(`bad/${name.replace(/\W+/g, "-").toLowerCase()}:v1`, layers);
-    const committed = readSnapshots(containerd).length;
+    const committed = (await readSnapshots(containerd)).length;
     const ours = await hawser.cri.pull(image.reference);
     await nothingLeft();
     const theirs = await containerd.cri.pull(image.reference);
@@ -162,7 +162,7 @@ describe("blobs that are not what they should be", () => {
     expect(shape(ours)).toEqual(shape(theirs));
     if ("code" in ours) {
       await eventually(
-        async () => expect(readSnapshots(containerd)).toHaveLength(committed),
+        async () => expect(await readSnapshots(containerd)).toHaveLength(committed),
         "the snapshots' end",
       );
     }

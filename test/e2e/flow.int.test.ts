@@ -46,9 +46,9 @@ function noise(name: string, files: number, fileBytes: number): { bytes: Buffer 
 
 async function nothingLeft(): Promise<void> {
   await eventually(async () => {
-    expect(readLeases(containerd)).toEqual([]);
+    expect(await readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
-    expect(activeExtracts(containerd)).toEqual([]);
+    expect(await activeExtracts(containerd)).toEqual([]);
   }, "the end of what follows a pull");
 }
 
@@ -76,7 +76,7 @@ test("files are staged while the registry pauses in the middle of their layer, a
   }, "both layers being staged");
   expect(await hawser.metrics()).toContain('hawser_in_flight{what="unpacks"} 2');
   // Nothing is visible to anyone yet.
-  expect(readSnapshots(containerd).filter((line) => line.includes("Committed"))).toEqual([]);
+  expect((await readSnapshots(containerd)).filter((line) => line.includes("Committed"))).toEqual([]);
   pause.open();
   expect(await pulling).toEqual({ value: image.configDigest });
   await nothingLeft();
@@ -133,7 +133,7 @@ test("when the only caller goes away, the work stops and nothing is left", async
   cancel.abort();
   expect(await pulling).toMatchObject({ code: 1 });
   await nothingLeft();
-  expect(readImages(containerd).join()).not.toContain("flow/cancelled");
+  expect((await readImages(containerd)).join()).not.toContain("flow/cancelled");
   pause.open();
 });
 
@@ -152,7 +152,7 @@ test("SIGTERM in the middle of a pull: cancelled after ten seconds, cleanly", as
   // Nobody is left to clear up later: it was done before the end.
   expect(namesBelow(`${containerd.snapshotterRoot}/io.hawser/staging`)).toEqual([]);
   expect(leftovers(containerd)).toEqual([]);
-  expect(readLeases(containerd)).toEqual([]);
+  expect(await readLeases(containerd)).toEqual([]);
   pause.open();
   // What was received waits for the next daemon.
   expect(parked(containerd).join()).toContain(layer.slice("sha256:".length));
@@ -299,7 +299,7 @@ test("kill -9 in the middle of a pull, restart, pull again: the right image, and
   const pulling = hawser.cri.pull(image.reference);
   await eventually(async () => {
     expect(staged().join("\n")).toMatch(/upper\/10$/m);
-    expect(readSnapshots(containerd).join()).toContain("Committed");
+    expect((await readSnapshots(containerd)).join()).toContain("Committed");
   }, "the first layer committed and the second one staged");
   await hawser.stop("SIGKILL");
   await pulling;

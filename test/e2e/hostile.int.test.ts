@@ -52,7 +52,7 @@ test.each([true, false])("every entry, as the bottom layer: %s", async (isBase) 
   }
   expect(wrong).toEqual([]);
   await settled(ours);
-  expect(readImages(ours)).toEqual(readImages(theirs));
+  expect(await readImages(ours)).toEqual(await readImages(theirs));
   const [some, others] = [await readLayers(theirs), await readLayers(ours)];
   for (const [chainID, tree] of some) {
     const implicit = new Set([...tree].filter(([, { kind }]) => kind === "directory").map(([path]) => path));

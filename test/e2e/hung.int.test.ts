@@ -88,7 +88,9 @@ test.each(calls)("%s, call %i", async (method, passage) => {
   if (method === "Snapshots/Prepare") expect(commits.length).toBeLessThan(passage);
   // A PullImage that has reached containerd may come to its end there.
   if (method !== "ImageService/PullImage") {
-    expect(readImages(containerd).map((line) => line.split(" ", 1)[0])).not.toContain(image.reference);
+    expect((await readImages(containerd)).map((line) => line.split(" ", 1)[0])).not.toContain(
+      image.reference,
+    );
   }
   expect(hawser.exitCode, hawser.logs()).toBe(null);
   await hawser.cri.mustPull(image.reference);

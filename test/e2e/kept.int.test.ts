@@ -11,6 +11,7 @@ import { PrivateContainerd } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { settled } from "../harness/parity.ts";
 import { eventually } from "../harness/process.ts";
+import { readContent, readSnapshots } from "../harness/state.ts";
 
 let containerd: PrivateContainerd;
 let proxy: ContainerdProxy;
@@ -62,19 +63,19 @@ function holdBack(image: FakeImage, index: number): { readonly open: () => void 
 
 async function untilCommitted(layers: number): Promise<void> {
   await eventually(async () => {
-    const committed = containerd.ctr("snapshots", "ls").match(/Committed *$/gm) ?? [];
-    expect(committed.length).toBe(layers);
+    const all = await readSnapshots(containerd);
+    expect(all.filter((line) => line.startsWith("Committed"))).toHaveLength(layers);
   }, `${layers} committed snapshots`);
 }
 
-function keptBlobs(): string[] {
-  return containerd.ctr("content", "ls", "-q").split("\n");
+async function keptBlobs(): Promise<string[]> {
+  return (await readContent(containerd)).map((line) => line.split(" ", 1)[0] ?? "");
 }
 
 /** Everything has ended, and every layer of these images is in the content store; they are removed then. */
 async function allKept(...images: readonly FakeImage[]): Promise<void> {
   await settled(containerd);
-  const content = keptBlobs();
+  const content = await keptBlobs();
   for (const { reference, layers } of images) {
     for (const [index, { digest }] of layers.entries())
       expect(content, `layer ${index} of ${reference}`).toContain(digest);
@@ -161,7 +162,7 @@ test("a new daemon accelerates nothing before it has removed what a dead one had
   expect(hawser.logs()).not.toContain("pulls are accelerated");
   sweep.open();
   await starting;
-  expect(containerd.ctr("snapshots", "ls")).not.toContain("Committed");
+  expect((await readSnapshots(containerd)).join()).not.toContain("Committed");
   expect(await hawser.cri.pull(image.reference)).toEqual({ value: image.configDigest });
   await allKept(image);
 });
@@ -210,7 +211,7 @@ describe("adoption", () => {
       };
       expect(await hawser.cri.pull(image.reference)).toEqual({ value: image.configDigest });
       await eventually(async () => {
-        for (const { digest } of image.layers) expect(keptBlobs()).toContain(digest);
+        for (const { digest } of image.layers) expect(await keptBlobs()).toContain(digest);
       }, "the adoption");
       expect(refused).toBe(3);
       await allKept(image);
@@ -239,7 +240,7 @@ describe("adoption", () => {
     await containerd.startAgain();
     await proxy.listen();
     await eventually(async () => {
-      for (const { digest } of image.layers) expect(keptBlobs()).toContain(digest);
+      for (const { digest } of image.layers) expect(await keptBlobs()).toContain(digest);
     }, "the adoption");
     await allKept(image);
   });
@@ -256,7 +257,7 @@ describe("adoption", () => {
     await hawser.startAgain();
     expect(left).toBeLessThanOrEqual(0);
     await eventually(async () => {
-      for (const { digest } of image.layers) expect(keptBlobs()).toContain(digest);
+      for (const { digest } of image.layers) expect(await keptBlobs()).toContain(digest);
     }, "the adoption");
     await allKept(image);
   });

@@ -56,7 +56,7 @@ function onDisk(containerd: PrivateContainerd): string[] {
 async function untilCollected(containerd: PrivateContainerd): Promise<void> {
   await eventually(async () => {
     const folders = readdirSync(join(containerd.snapshotterRoot, "snapshots"));
-    expect(folders).toHaveLength(readSnapshots(containerd).length);
+    expect(folders).toHaveLength((await readSnapshots(containerd)).length);
   }, "the end of the self-test's snapshots");
 }
 
@@ -84,7 +84,7 @@ describe.each(minors)("containerd %s", (minor) => {
 
   test.each(["tag", "digest", "id"])("removed by %s: the disk is as before the pull", async (by) => {
     await untilCollected(containerd);
-    const before = [readState(containerd), onDisk(containerd)];
+    const before = [await readState(containerd), onDisk(containerd)];
     const image = await push(`life/removed-${by}:v1`, true);
     const id = await hawser.cri.mustPull(image.reference);
     await settled(containerd);
@@ -92,7 +92,7 @@ describe.each(minors)("containerd %s", (minor) => {
     const byDigest = `${registry.host}/${image.repository}@${image.target.digest}`;
     await hawser.cri.removeImage({ tag: image.reference, digest: byDigest, id }[by] ?? "");
     await eventually(
-      async () => expect([readState(containerd), onDisk(containerd)]).toEqual(before),
+      async () => expect([await readState(containerd), onDisk(containerd)]).toEqual(before),
       "removal",
     );
   });
@@ -106,10 +106,10 @@ describe.each(minors)("containerd %s", (minor) => {
       await using puller = await PrivateHawser.start({ containerd: own.address, config });
       const id = await puller.cri.mustPull(image.reference);
       await settled(own);
-      const before = readState(own);
+      const before = await readState(own);
       await own.stop();
       await own.startAgain();
-      expect(readState(own)).toEqual(before);
+      expect(await readState(own)).toEqual(before);
       const name = image.reference.slice(registry.host.length + 1);
       expect(await own.run(id, ["cat", "/own/name"])).toBe(`${name}\n`);
       const archive = join(own.root, "export.tar");

@@ -421,7 +421,7 @@ describe.each(minors)("containerd %s", (minor) => {
       ctr("leases", "create", "--id", "last");
       ctr("leases", "delete", "--sync", "last");
     }
-    expect(readState(ours)).toEqual(readState(theirs));
+    expect(await readState(ours)).toEqual(await readState(theirs));
     const [left, right] = [await readLayers(theirs), await readLayers(ours)];
     expect(left.size).toBeGreaterThan(50);
     for (const [chainID, tree] of left)

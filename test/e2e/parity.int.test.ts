@@ -102,7 +102,7 @@ describe.each(minors)("containerd %s", (minor) => {
     // containerd itself would keep them.
     expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 1');
     await settled(containerd);
-    const blobs = readContent(containerd).map((line) => line.split(" ", 1)[0]);
+    const blobs = (await readContent(containerd)).map((line) => line.split(" ", 1)[0]);
     expect(blobs).not.toContain(image.layers[0]?.digest);
     expect(blobs).toContain(image.config.digest);
     expect(await containerd.run(id, ["sh", "-c", "echo from $(cat /etc/passwd)"])).toBe(

@@ -119,7 +119,7 @@ test("whatever is unpacked or kept has the label that containerd's own would hav
   expect(nodes.find(([path]) => path === "usr/implied")).toBeDefined();
   await eventually(async () => {
     expect(leftovers(containerd)).toEqual([]);
-    expect(readLeases(containerd)).toEqual([]);
+    expect(await readLeases(containerd)).toEqual([]);
   }, "the end of what follows the pull");
   for (const { digest } of image.layers) {
     expect(labelOf(join(containerd.contentRoot, "blobs/sha256", digest.slice("sha256:".length)))).toBe(
@@ -169,5 +169,5 @@ test("relabelled while it runs: no tree with another label becomes a snapshot", 
   expect(hawser.logs()).toMatch(/is labelled \S+container_var_lib_t:s0, and \S+\/fs of containerd's/);
   const labels = [...(await readLayers(containerd)).values()].map((tree) => tree.get("")?.xattrs ?? "");
   expect(labels.join(" ")).not.toContain(Buffer.from(rootLabel).toString("hex"));
-  expect(activeExtracts(containerd)).toEqual([]);
+  expect(await activeExtracts(containerd)).toEqual([]);
 });

@@ -169,7 +169,7 @@ test("containerd is away for longer than the patience with a lease: it is delete
   expect(await pulling).toHaveProperty("code", 14);
   await hawser.untilLogged(/clearing up after a pull failed/);
   await own.startAgain();
-  await eventually(async () => expect(readLeases(own)).toEqual([]), "the lease's end");
+  await eventually(async () => expect(await readLeases(own)).toEqual([]), "the lease's end");
   await settled(own);
   await hawser.cri.mustPull(image.reference);
 });

@@ -67,6 +67,25 @@ export class CriClient implements Disposable {
     });
   }
 
+  /** Every message of an answer, in bytes, of any service of containerd's in the namespace of CRI. */
+  async containerd(path: string, request: Uint8Array = new Uint8Array()): Promise<Buffer[]> {
+    const identity = (bytes: Buffer): Buffer => bytes;
+    const metadata = new Metadata();
+    metadata.set("containerd-namespace", "k8s.io");
+    const full = `/containerd.services.${path}`;
+    const call = this.#client.makeServerStreamRequest(
+      full,
+      identity,
+      identity,
+      Buffer.from(request),
+      metadata,
+      {},
+    );
+    const messages: Buffer[] = [];
+    for await (const one of call) messages.push(one as Buffer);
+    return messages;
+  }
+
   async image<Request extends DescMessage>(
     method: string,
     schema: Request,

@@ -11,9 +11,9 @@ import { differences } from "./tree.ts";
 /** What goes on after the answer has ended: no lease, nothing in spool or staging. */
 export async function settled(containerd: PrivateContainerd): Promise<void> {
   await eventually(async () => {
-    expect(readLeases(containerd)).toEqual([]);
+    expect(await readLeases(containerd)).toEqual([]);
     expect(leftovers(containerd)).toEqual([]);
-    expect(activeExtracts(containerd)).toEqual([]);
+    expect(await activeExtracts(containerd)).toEqual([]);
   }, "the end of what follows a pull");
 }
 
@@ -48,7 +48,7 @@ export async function expectSame(
   theirs: PrivateContainerd,
   references: readonly string[],
 ): Promise<void> {
-  expect(readState(ours)).toEqual(readState(theirs));
+  expect(await readState(ours)).toEqual(await readState(theirs));
   expect(await readAnswers(ours, references)).toEqual(await readAnswers(theirs, references));
   const [left, right] = [await readLayers(theirs), await readLayers(ours)];
   expect([...right.keys()].sort()).toEqual([...left.keys()].sort());

@@ -5,7 +5,7 @@ import { Channel } from "../../src/containerd/channel.ts";
 import { snapshots } from "../../src/containerd/methods.ts";
 import { snapshotter } from "../../src/containerd/snapshots.ts";
 import type { PrivateContainerd } from "./containerd.ts";
-import { fields, textOf } from "./cri.ts";
+import { type Fields, fields, message, textOf } from "./cri.ts";
 import { type Node, namesBelow, readTree } from "./tree.ts";
 
 export interface State {
@@ -16,46 +16,81 @@ export interface State {
   readonly listed: readonly string[];
 }
 
-/** All of it, which takes a process for each snapshot; whoever looks at one part reads that alone. */
-export function readState(containerd: PrivateContainerd): Omit<State, "listed"> {
-  return {
-    images: readImages(containerd),
-    content: readContent(containerd),
-    snapshots: readSnapshots(containerd),
-    leases: readLeases(containerd),
-  };
+export async function readState(containerd: PrivateContainerd): Promise<Omit<State, "listed">> {
+  const [images, content, snapshotsOf, leases] = await Promise.all([
+    readImages(containerd),
+    readContent(containerd),
+    readSnapshots(containerd),
+    readLeases(containerd),
+  ]);
+  return { images, content, snapshots: snapshotsOf, leases };
 }
 
-export function readImages(containerd: PrivateContainerd): string[] {
-  return rowsOf(containerd, "images")
-    .map((line) => line.replace(/\s+/g, " "))
-    .sort();
-}
-
-export function readContent(containerd: PrivateContainerd): string[] {
-  return rowsOf(containerd, "content")
-    .map((line) => {
-      const [digest = "", size = "", , ...rest] = line.split(/\t+/);
-      return `${digest} ${size} ${(rest.at(-1) ?? "").split(",").sort().join(",")}`;
+/** Name, target and labels of each record. */
+export async function readImages({ cri }: PrivateContainerd): Promise<string[]> {
+  const [answer] = await cri.containerd("images.v1.Images/List");
+  return messagesIn(answer, 1)
+    .map((image) => {
+      const target = fields(bytesIn(image, 3));
+      const size = Number(target.get(3)?.[0] ?? 0n);
+      const described = [textOf(target, 1), textOf(target, 2), size, mapIn(target, 5)].join(" ");
+      return `${textOf(image, 1)} ${described} ${mapIn(image, 2)}`;
     })
     .sort();
 }
 
-export function readSnapshots(containerd: PrivateContainerd): string[] {
-  return rowsOf(containerd, "snapshots")
-    .filter((line) => !line.startsWith("compare-"))
-    .map((line) => containerd.ctr("snapshots", "info", line.split(/\s+/)[0] ?? ""))
-    .map((json) => JSON.stringify({ ...(JSON.parse(json) as object), Created: "", Updated: "" }))
+/** Digest, size and labels of each blob. */
+export async function readContent({ cri }: PrivateContainerd): Promise<string[]> {
+  const answers = await cri.containerd("content.v1.Content/List");
+  return answers
+    .flatMap((answer) => messagesIn(answer, 1))
+    .map((info) => `${textOf(info, 1)} ${Number(info.get(2)?.[0] ?? 0n)} ${mapIn(info, 5)}`)
     .sort();
 }
 
-export function readLeases(containerd: PrivateContainerd): string[] {
-  return rowsOf(containerd, "leases");
+const kinds = ["Unknown", "View", "Active", "Committed"];
+
+/** Kind, name, parent and labels of each snapshot but for the views that were made to compare. */
+export async function readSnapshots({ cri }: PrivateContainerd): Promise<string[]> {
+  const answers = await cri.containerd("snapshots.v1.Snapshots/List", message([1, snapshotter]));
+  return answers
+    .flatMap((answer) => messagesIn(answer, 1))
+    .filter((info) => !textOf(info, 1).startsWith("compare-"))
+    .map((info) => {
+      const kind = kinds[Number(info.get(3)?.[0] ?? 0n)];
+      return `${kind} ${JSON.stringify([textOf(info, 1), textOf(info, 2)])} ${mapIn(info, 10)}`;
+    })
+    .sort();
 }
 
-function rowsOf(containerd: PrivateContainerd, what: string): string[] {
-  const [, ...rows] = containerd.ctr(what, "ls").trim().split("\n");
-  return rows.map((line) => line.trim()).filter(Boolean);
+/** Id and labels of each lease. */
+export async function readLeases({ cri }: PrivateContainerd): Promise<string[]> {
+  const [answer] = await cri.containerd("leases.v1.Leases/List");
+  return messagesIn(answer, 1).map((lease) => `${textOf(lease, 1)} ${mapIn(lease, 3)}`);
+}
+
+/** Names of committed snapshots. */
+async function committed(containerd: PrivateContainerd): Promise<string[]> {
+  const all = await readSnapshots(containerd);
+  return all.flatMap((line) => /^Committed \["([^"]+)"/.exec(line)?.[1] ?? []);
+}
+
+function messagesIn(bytes: Uint8Array | undefined, field: number): Fields[] {
+  const found = fields(bytes ?? new Uint8Array()).get(field) ?? [];
+  return found.map((value) => fields(value as Uint8Array));
+}
+
+function bytesIn(found: Fields, field: number): Uint8Array {
+  return (found.get(field)?.[0] as Uint8Array | undefined) ?? new Uint8Array();
+}
+
+/** A map, whose entries come in any order. */
+function mapIn(found: Fields, field: number): string {
+  const entries = (found.get(field) ?? []).map((value) => fields(value as Uint8Array));
+  return entries
+    .map((entry) => `${textOf(entry, 1)}=${textOf(entry, 2)}`)
+    .sort()
+    .join(",");
 }
 
 /** Answers of CRI that must not depend on who pulled. */
@@ -77,11 +112,7 @@ export async function readAnswers(
 export async function readLayers(containerd: PrivateContainerd): Promise<Map<string, Map<string, Node>>> {
   const layers = new Map<string, Map<string, Node>>();
   const channel = new Channel({ address: containerd.address, namespace: "k8s.io" });
-  const names = containerd
-    .ctr("snapshots", "ls")
-    .split("\n")
-    .flatMap((line) => /^sha256:\S+/.exec(line)?.[0] ?? []);
-  for (const parent of names) {
+  for (const parent of await committed(containerd)) {
     // No lease holds the view, so that garbage collection removes it; the layer below stays where it is.
     const request = { snapshotter, key: `compare-${randomUUID()}`, parent, labels: {} };
     const { mounts } = await channel.call(snapshots.view, request);
@@ -115,9 +146,7 @@ export function parked(containerd: PrivateContainerd): string[] {
 }
 
 /** Keys of active snapshots that a pull made and did not remove. */
-export function activeExtracts(containerd: PrivateContainerd): string[] {
-  return containerd
-    .ctr("snapshots", "ls")
-    .split("\n")
-    .filter((line) => line.startsWith("extract-"));
+export async function activeExtracts(containerd: PrivateContainerd): Promise<string[]> {
+  const all = await readSnapshots(containerd);
+  return all.filter((line) => line.startsWith('Active ["extract-'));
 }

@@ -92,24 +92,24 @@ function misbehave(fake: FakeRegistry, random: ReturnType<typeof randomness>): v
 }
 
 async function findLeftovers(containerd: PrivateContainerd): Promise<string[]> {
-  const find = (): string[] => [
-    ...readLeases(containerd),
+  const find = async (): Promise<string[]> => [
+    ...(await readLeases(containerd)),
     ...leftovers(containerd),
-    ...activeExtracts(containerd),
+    ...(await activeExtracts(containerd)),
     ...namesBelow(`${containerd.root}/root/io.hawser/instances`).slice(1),
   ];
   try {
     await eventually(async () => {
-      if (find().length > 0) throw new Error("something is left");
+      if ((await find()).length > 0) throw new Error("something is left");
     }, "the end of what follows pulls");
     return [];
   } catch {
-    return find();
+    return await find();
   }
 }
 
 async function findWrong(oracle: PrivateContainerd, containerd: PrivateContainerd): Promise<string[]> {
-  const [theirs, ours] = [readState(oracle), readState(containerd)];
+  const [theirs, ours] = [await readState(oracle), await readState(containerd)];
   const wrong = [
     ...unequal("image", theirs.images, ours.images),
     ...unequal("snapshot", theirs.snapshots, ours.snapshots),
