@@ -60,6 +60,7 @@ interface Account {
   readonly stages: ReadonlyMap<string, number>;
   readonly containerdCpu: number;
   readonly registryCpu: number;
+  readonly networkCpu: number;
 }
 
 async function measure(load: Load, signal: AbortSignal): Promise<Account> {
@@ -68,7 +69,9 @@ async function measure(load: Load, signal: AbortSignal): Promise<Account> {
     await using containerd = await PrivateContainerd.start(certsOf(load));
     await using hawser = await PrivateHawser.start({ containerd: containerd.address, config: values.config });
     const pids = hawser.processes.map(({ pid }) => pid);
-    const others = (): number[] => [containerd.pid, load.registryPid].map(cpuSeconds);
+    const { registryPid, networkPid } = load;
+    const others = (): number[] =>
+      [containerd.pid, registryPid, networkPid].map((pid) => (pid === undefined ? 0 : cpuSeconds(pid)));
     const perf = await record(join(folder, "perf.data"), pids);
     const [before, theirs] = [clocks(hawser), others()];
     const began = performance.now();
@@ -77,7 +80,9 @@ async function measure(load: Load, signal: AbortSignal): Promise<Account> {
     const [after, theirsAfter] = [clocks(hawser), others()];
     const samples = [...samplesOf(await finish(perf, join(folder, "perf.data")))];
     await mustBeAccelerated(hawser, load.images.length);
-    const [containerdCpu = 0, registryCpu = 0] = theirsAfter.map((now, index) => now - (theirs[index] ?? 0));
+    const [containerdCpu = 0, registryCpu = 0, networkCpu = 0] = theirsAfter.map(
+      (now, index) => now - (theirs[index] ?? 0),
+    );
     const threads = new Map([...after].map(([tid, now]) => [tid, since(now, before.get(tid))]));
     return {
       seconds,
@@ -86,6 +91,7 @@ async function measure(load: Load, signal: AbortSignal): Promise<Account> {
       stages: stagesOf(await hawser.metrics()),
       containerdCpu,
       registryCpu,
+      networkCpu,
     };
   } finally {
     rmSync(folder, { recursive: true });
@@ -165,9 +171,11 @@ function stagesOf(metrics: string): Map<string, number> {
 }
 
 function describe(account: Account): string {
-  const { seconds, containerdCpu, registryCpu } = account;
+  const { seconds, containerdCpu, registryCpu, networkCpu } = account;
+  const others = { containerd: containerdCpu, "the registry": registryCpu, "the shaped network": networkCpu };
+  const costs = Object.entries(others).map(([name, cpu]) => `${name} ${cpu.toFixed(2)}`);
   return [
-    `${seconds.toFixed(2)} s from the call to the answer; CPU seconds of containerd ${containerdCpu.toFixed(2)}, of the registry ${registryCpu.toFixed(2)}`,
+    `${seconds.toFixed(2)} s from the call to the answer; CPU seconds of ${costs.join(", of ")}`,
     `Stages, one behind another\n${stageTable(account)}`,
     `Threads of Hawser\n${threadTable(account)}`,
     `CPU seconds of Hawser, by what was done\n${kindTable(account)}`,

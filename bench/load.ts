@@ -13,6 +13,8 @@ import type { Scenario } from "./scenarios.ts";
 export interface Load {
   /** Of the registry that serves it. */
   readonly registryPid: number;
+  /** Of the shaped network, where there is one. */
+  readonly networkPid?: number;
   /** The images as whoever pulls names them. */
   readonly references: readonly string[];
   readonly images: readonly BuiltImage[];
@@ -40,6 +42,7 @@ export async function withLoad(
   using certs = authority && new Certs(host, authority.cert);
   await work({
     registryPid: registry.pid,
+    ...(network && { networkPid: network.pid }),
     references: images.map(({ reference }) => `${host}${reference.slice(plain.host.length)}`),
     images,
     ...(certs && { certs: certs.folder }),

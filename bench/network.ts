@@ -33,6 +33,10 @@ export class ShapedNetwork implements AsyncDisposable {
     return new ShapedNetwork(`127.0.0.1:${port}`, child);
   }
 
+  get pid(): number {
+    return this.#child.pid ?? 0;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     const exited = once(this.#child, "exit");
     this.#child.kill("SIGKILL");

@@ -43,10 +43,13 @@ function kindOf(stack: readonly string[]): string {
     /\(\[(?:kernel|guest|vdso)/.test(frame) || frame.endsWith(".ko)");
   if (isKernel(leaf)) {
     const kernel = stack.filter(isKernel);
-    const call = kernel.map((frame) => /^__\w+_sys_(\w+?)(?:\+| |$)/.exec(frame)?.[1]).find(Boolean);
+    const call = kernel
+      .map((frame) => /^(?:__\w+_sys_|ksys_)(\w+?)(?:\+| |$)/.exec(frame)?.[1])
+      .find(Boolean);
     if (call !== undefined) return `kernel: ${call}`;
-    return kernel.some((frame) => /page_fault/.test(frame))
-      ? "kernel: page faults"
+    if (kernel.some((frame) => frame.includes("page_fault"))) return "kernel: page faults";
+    return kernel.some((frame) => frame.startsWith("do_syscall"))
+      ? "kernel: the way in and out"
       : "kernel: interrupts and switches";
   }
   return kinds.find(({ where }) => where.test(leaf))?.name ?? rest;

@@ -136,7 +136,7 @@ export const schema = {
     chunk_size: setting(
       size("64KiB", "1GiB"),
       "8MiB",
-      "Bytes that one ranged request asks for at most; less at first, and from hosts whose connections are slow.",
+      "Bytes that one ranged request asks for; smaller blobs are fetched in one piece.",
     ),
     bandwidth_limit: setting(
       or("off", size("1MiB", "1TiB")),

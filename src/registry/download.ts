@@ -14,7 +14,7 @@ import { discard } from "./body.ts";
 import { isUnreachable } from "./failure.ts";
 import { Pace } from "./pace.ts";
 import { backOff, StatusError, type Timing } from "./patience.ts";
-import { checkContentRange, type Range, RangeSize, type Remaining } from "./ranges.ts";
+import { checkContentRange, type Range, type Remaining } from "./ranges.ts";
 import type { RequestPermit, RequestPermits } from "./registry.ts";
 import { type Requester, type RequestInit, type Response } from "./request.ts";
 import { BodyWriter } from "./writer.ts";
@@ -48,24 +48,20 @@ const progressBytesMin = 64 * 1024;
 export class Download {
   readonly #options: DownloadOptions;
   readonly #path: string;
-  readonly #rangeSize: RangeSize;
-  /** Aborted when every byte is being fetched, so that nobody need wait for a permit any more. */
-  readonly #drained = new AbortController();
   /** A redirect's target that has served this blob. */
   #direct: URL | undefined;
 
   constructor(options: DownloadOptions) {
     this.#options = options;
-    this.#rangeSize = new RangeSize(options.chunkBytes);
     this.#path = `/${options.repository}/blobs/${options.descriptor.digest}`;
   }
 
   /** When it throws, nothing of it goes on, and `remaining` is what is missing. */
   async run(signal: AbortSignal): Promise<void> {
-    const { streams, remaining } = this.#options;
+    const { streams, chunkBytes, remaining } = this.#options;
     const stop = new AbortController();
     const both = AbortSignal.any([signal, stop.signal]);
-    const lanesMax = Math.min(streams, Math.ceil(remaining.sizeBytes / this.#rangeSize.bytesMin));
+    const lanesMax = Math.min(streams, Math.ceil(remaining.sizeBytes / chunkBytes));
     const lanes: Promise<void>[] = [];
     let failure: PullError | undefined;
     const start = (): void => {
@@ -86,48 +82,24 @@ export class Download {
 
   /** Fetches range after range; tells when the host has shown that it serves ranges. */
   async #lane(ranged: () => void, signal: AbortSignal): Promise<void> {
-    const { remaining } = this.#options;
-    const waiting = AbortSignal.any([signal, this.#drained.signal]);
-    while (remaining.sizeBytes > 0) {
-      // Which bytes are wanted most, and how many, is only decided once they can be asked for.
-      const permit = await this.#acquire(waiting).catch((error: unknown) => {
-        if (this.#drained.signal.aborted && !signal.aborted) return undefined;
-        throw error;
-      });
-      const range = permit && remaining.take(this.#bytesNext());
-      if (remaining.sizeBytes === 0) this.#drained.abort();
-      if (permit === undefined || range === undefined) {
-        permit?.[Symbol.dispose]();
-        return;
-      }
+    const { remaining, streams, chunkBytes } = this.#options;
+    // A host that is to be asked once at a time is asked for everything at once, which it can pass on as it is.
+    const bytesMax = streams === 1 ? Number.POSITIVE_INFINITY : chunkBytes;
+    for (let range = remaining.take(bytesMax); range; range = remaining.take(bytesMax)) {
       try {
-        await this.#fetch(range, permit, ranged, signal);
+        await this.#fetch(range, ranged, signal);
       } finally {
         remaining.putBack(range);
       }
     }
   }
 
-  #bytesNext(): number {
-    const { streams, remaining } = this.#options;
-    // A host that is to be asked once at a time is asked for everything at once, which it can pass on as it is.
-    return streams === 1 ? Number.POSITIVE_INFINITY : this.#rangeSize.of(remaining.sizeBytes);
-  }
-
-  async #acquire(signal: AbortSignal): Promise<RequestPermit> {
-    const { permits, requester } = this.#options;
-    return await permits.acquire(requester.host.url.host, signal);
-  }
-
-  async #fetch(range: Range, first: RequestPermit, ranged: () => void, signal: AbortSignal): Promise<void> {
+  async #fetch(range: Range, ranged: () => void, signal: AbortSignal): Promise<void> {
     const { retries, retried, timing, hasOther } = this.#options;
-    let permit: RequestPermit | undefined = first;
     for (let attempt = 0; range.start < range.end; ) {
       const before = range.start;
       try {
-        const own: RequestPermit = permit ?? (await this.#acquire(signal));
-        permit = undefined;
-        await this.#request(own, range, ranged, signal);
+        await this.#request(range, ranged, signal);
       } catch (error) {
         throwIfAborted(signal);
         const failure = PullError.from(error);
@@ -140,18 +112,13 @@ export class Download {
     }
   }
 
-  /** The permit is given back in the end. */
-  async #request(
-    permit: RequestPermit,
-    range: Range,
-    ranged: () => void,
-    signal: AbortSignal,
-  ): Promise<void> {
-    using held = permit;
+  async #request(range: Range, ranged: () => void, signal: AbortSignal): Promise<void> {
+    const { requester, permits } = this.#options;
+    using permit = await permits.acquire(requester.host.url.host, signal);
     try {
-      await this.#requestWith(held, range, ranged, signal);
+      await this.#requestWith(permit, range, ranged, signal);
     } catch (error) {
-      if (!signal.aborted && isTrouble(error)) held.troubled();
+      if (!signal.aborted && isTrouble(error)) permit.troubled();
       throw error;
     }
   }
@@ -177,15 +144,12 @@ export class Download {
     const began = performance.now();
     const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
     const isServed = response.status === 200 || response.status === 206;
-    const headMs = performance.now() - began;
-    if (isServed) permit.answered(headMs);
+    if (isServed) permit.answered(performance.now() - began);
     try {
       if (response.status === 206) {
         checkContentRange(response.headers["content-range"], range, descriptor.size);
         ranged();
-        const bytes = range.end - range.start;
         await this.#read(response, range, undefined, received, signal);
-        this.#rangeSize.took(headMs, performance.now() - began - headMs, bytes);
       } else if (response.status === 200) {
         const announced = response.headers["content-length"];
         if (announced !== undefined && Number(announced) !== descriptor.size) {

@@ -39,46 +39,6 @@ export class Remaining {
   }
 }
 
-/** What the first request asks for; blobs up to twice this are fetched in one piece. */
-const firstBytes = 2 * 1024 * 1024;
-/** What a request should take: long beside the wait for its head, short beside what a reader has to do meanwhile. */
-const worthMs = { least: 200, heads: 5 } as const;
-/** Shorter bodies say nothing about a connection's rate. */
-const tellingBytes = 256 * 1024;
-
-/**
- * How much one request asks for. A reader follows the lowest missing byte, so what several large ranges bring at once comes
- * to it late, in bursts, and the cores have nothing to do until then; of small ranges, most of the time is waiting for heads.
- */
-export class RangeSize {
-  readonly #bytesMax: number;
-  #bytes: number;
-
-  constructor(bytesMax: number) {
-    this.#bytesMax = bytesMax;
-    this.#bytes = Math.min(firstBytes, bytesMax);
-  }
-
-  /** No request asks for less, but for the end of a blob. */
-  get bytesMin(): number {
-    return Math.min(firstBytes, this.#bytesMax);
-  }
-
-  /** Of so many bytes that are missing, how many to ask for next. */
-  of(missingBytes: number): number {
-    return missingBytes <= 2 * this.bytesMin ? Math.min(missingBytes, this.#bytesMax) : this.#bytes;
-  }
-
-  /** A request was answered after `headMs`, and its body came in `bodyMs` more. */
-  took(headMs: number, bodyMs: number, bytes: number): void {
-    if (bytes < tellingBytes) return;
-    const worth = (bytes / Math.max(1, bodyMs)) * Math.max(worthMs.least, worthMs.heads * headMs);
-    // Halfway there, since single requests differ.
-    const next = Math.round((this.#bytes + worth) / 2);
-    this.#bytes = Math.min(this.#bytesMax, Math.max(this.bytesMin, next));
-  }
-}
-
 /**
  * RFC 9110, 14.4: throws `corrupt` unless the Content-Range of an answer is the range that was asked for, of a blob of
  * the expected length.

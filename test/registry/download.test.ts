@@ -11,13 +11,12 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { abortError, type PullError } from "../../src/errors.ts";
+import type { PullError } from "../../src/errors.ts";
 import { parseDigest } from "../../src/oci/digest.ts";
 import { parseReference } from "../../src/oci/reference.ts";
 import { Bandwidth } from "../../src/registry/bandwidth.ts";
 import type { RegistryOptions } from "../../src/registry/client.ts";
 import { realTiming } from "../../src/registry/patience.ts";
-import type { RequestPermits } from "../../src/registry/registry.ts";
 import { Spool } from "../../src/spool.ts";
 import { ForwardProxy } from "../fakes/forward.ts";
 import { type Behaviour, FakeRegistry, gate, sha256 } from "../fakes/registry.ts";
@@ -59,35 +58,16 @@ test("each byte that comes in is paid for, whatever the lanes", async () => {
   expect(paid).toBe(bytes.length);
 });
 
-test("a download whose bytes are all asked for waits for no other permit", async () => {
-  // One for each range, and then none ever.
-  let left = Math.ceil(bytes.length / 65_536);
-  const few: RequestPermits = {
-    acquire: async (host, signal) => {
-      if (left-- > 0) return await permits.acquire(host, signal);
-      return await new Promise((_resolve, reject) => {
-        if (signal.aborted) reject(abortError(signal));
-        signal.addEventListener("abort", () => reject(abortError(signal)), { once: true });
-      });
-    },
-  };
-  expect((await download({}, fake.host, few)).equals(bytes)).toBe(true);
-});
-
 let count = 0;
 
-async function download(
-  options: Partial<RegistryOptions> = {},
-  host = fake.host,
-  allowed = permits,
-): Promise<Buffer> {
+async function download(options: Partial<RegistryOptions> = {}, host = fake.host): Promise<Buffer> {
   count += 1;
   const registry = testRegistry({ retries: 3, ...options });
   const descriptor = { mediaType: "any", digest: parseDigest(digest), size: bytes.length };
   await using spool = await Spool.open(join(folder, `spool-${count}`), bytes.length);
   try {
     const repository = registry.repository(parseReference(`${host}/a/b:v1`), undefined);
-    await repository.download(descriptor, spool, allowed, never);
+    await repository.download(descriptor, spool, permits, never);
     return await readFile(spool.view.path);
   } finally {
     await registry.close();
