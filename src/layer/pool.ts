@@ -22,6 +22,11 @@ export interface EngineOptions {
 
 /** A blob below this is unpacked before a second worker would be of use. */
 const twoLanesBytesMin = 1024 * 1024;
+/**
+ * Rings are kept for so long after the last layer. The memory of one is only given back once every thread that has seen it
+ * has collected its garbage, which takes a while: rings that are let go between two layers pile up.
+ */
+const ringsKeptMs = 30_000;
 
 /** Throws `unsupported` when the native engine is asked for and its addon cannot be loaded. */
 export function createEngine(options: EngineOptions): LayerEngine {
@@ -34,8 +39,10 @@ class WorkerEngine implements LayerEngine {
   readonly #slots: Slots;
   readonly #inherit: LayerEngine["inherit"];
   readonly #running = new Set<Promise<unknown>>();
-  /** Of layers that are done, for the next ones; none is kept once nothing is unpacked. */
+  /** Of layers that are done, for the next ones. */
   #rings: Ring[] = [];
+  /** Lets them go. */
+  #idle: NodeJS.Timeout | undefined;
   #isClosed = false;
 
   constructor(options: EngineOptions) {
@@ -66,12 +73,13 @@ class WorkerEngine implements LayerEngine {
       throw new PullError("cancelled", "the layer engine is closed");
     }
     const run = this.#unpack(job, signal).finally(() => this.#slots.release());
+    clearTimeout(this.#idle);
     this.#running.add(run);
     try {
       return await run;
     } finally {
       this.#running.delete(run);
-      if (this.#running.size === 0) this.#rings = [];
+      if (this.#running.size === 0) this.#idle = setTimeout(() => (this.#rings = []), ringsKeptMs).unref();
     }
   }
 
@@ -93,6 +101,7 @@ class WorkerEngine implements LayerEngine {
 
   async close(): Promise<void> {
     this.#isClosed = true;
+    clearTimeout(this.#idle);
     // The pool would wait for so long only, and then end its workers in the middle of a layer.
     await Promise.allSettled(this.#running);
     await this.#pool.close();

@@ -1,5 +1,5 @@
 // Node 20, 22 and 24: one real pull by the built program with the addon that was built once, and on those that do not run
-// these tests anyway the unit tests of the rooms that lean on Node itself: its sockets, threads, streams and descriptors.
+// these tests anyway the unit tests of what leans on Node itself: its sockets, TLS, HTTP/2, threads and descriptors.
 
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync } from "node:fs";
@@ -14,7 +14,17 @@ import { oddLayers } from "../harness/odd.ts";
 /** The binaries of npm's package "node", for this machine. */
 const versions = ["20.19.5", "22.23.3", "24.9.0"];
 const cache = "/var/tmp/hawser-node";
-const leaning = ["cri", "layer", "native", "pull", "registry", "spool"].map((room) => `test/${room}`);
+const leaning = [
+  "cri",
+  "native",
+  "pull",
+  "registry/connector",
+  "registry/download",
+  "registry/line",
+  "registry/proxy",
+  "registry/tls",
+  "spool",
+].map((place) => `test/${place}`);
 
 let fake: FakeRegistry;
 
