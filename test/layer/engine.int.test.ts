@@ -293,6 +293,33 @@ test("a large layer that cannot be applied fails at once, although its download 
   }
 });
 
+test("large layers that come one after another use one ring", async () => {
+  const Usual = globalThis.SharedArrayBuffer;
+  const made: number[] = [];
+  globalThis.SharedArrayBuffer = class extends Usual {
+    constructor(bytes = 0) {
+      super(bytes);
+      made.push(bytes);
+    }
+  };
+  const engine = createEngine({ engine: "native", threads: 1, workerFile });
+  try {
+    for (const name of ["one", "two", "three"]) {
+      const stream = tar([file(name, randomBytes(2_000_000))]);
+      const bytes = gzipSync(stream, { level: 0 });
+      await using spool = await staging.spool(bytes.length);
+      spool.write(0, bytes);
+      spool.complete();
+      const unpacked = await engine.unpack(await staging.job(spool, { bytes, tar: stream }), never);
+      expect(unpacked.entries).toBe(1);
+    }
+    expect(made.filter((bytes) => bytes > 1024 * 1024)).toHaveLength(1);
+  } finally {
+    globalThis.SharedArrayBuffer = Usual;
+    await engine.close();
+  }
+});
+
 test("closing ends what waits for a turn, and waits for the layer under way alone", async () => {
   const engine = createEngine({ engine: "native", threads: 1, workerFile });
   await using one = await staging.spool(small.length);
