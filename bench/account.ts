@@ -14,7 +14,7 @@ import { type Load, withLoad } from "./load.ts";
 import { cpuSeconds, machine, programs, table } from "./measure.ts";
 import { type Sample, samplesOf } from "./samples.ts";
 import { scenarios } from "./scenarios.ts";
-import { certsOf, mustBeAccelerated, pull, touchMemory } from "./sides.ts";
+import { certsOf, mustBeAccelerated, timeOfPulls, touchMemory } from "./sides.ts";
 
 const usage = `Usage: npm run account [-- --image NAME] [--config TOML]
 
@@ -74,9 +74,7 @@ async function measure(load: Load, signal: AbortSignal): Promise<Account> {
       [containerd.pid, registryPid, networkPid].map((pid) => (pid === undefined ? 0 : cpuSeconds(pid)));
     const perf = await record(join(folder, "perf.data"), pids);
     const [before, theirs] = [clocks(hawser), others()];
-    const began = performance.now();
-    await Promise.all(load.references.map((reference) => pull(hawser.cri, reference, signal)));
-    const seconds = (performance.now() - began) / 1000;
+    const seconds = await timeOfPulls(hawser.cri, load.references, signal);
     const [after, theirsAfter] = [clocks(hawser), others()];
     const samples = [...samplesOf(await finish(perf, join(folder, "perf.data")))];
     await mustBeAccelerated(hawser, load.images.length);
@@ -114,7 +112,7 @@ function clocks(hawser: PrivateHawser): Map<number, Clock> {
   return new Map(threads);
 }
 
-/** Workers have a nice value of their own (cores.ts); everything else is a helper of Node's. */
+/** Workers have a nice value of their own; everything else is a helper of Node's. */
 function roleOf(pid: number, tid: number, role: string): string {
   if (tid === pid) return `${role}, main thread`;
   const fields = readFileSync(`/proc/${pid}/task/${tid}/stat`, "utf8")
@@ -139,7 +137,7 @@ async function record(file: string, pids: readonly number[]): Promise<ChildProce
     "--control",
   ];
   // perf says that it has begun once it has been told to, which needs a pair of pipes.
-  const perf = spawn("perf", [...args, "fd:3,4"], { stdio: ["ignore", "ignore", "pipe", "pipe", "pipe"] });
+  const perf = spawn("perf", [...args, "fd:3,4"], { stdio: ["ignore", "ignore", "inherit", "pipe", "pipe"] });
   const [, , , control, said] = perf.stdio;
   if (!control || !("write" in control) || !said) throw new Error("perf has no pipes");
   control.write("enable\n");

@@ -22,13 +22,13 @@ export interface Load {
   readonly certs?: string;
 }
 
-/** Pushes a scenario's images and runs `work` with them. `say` is told what takes long. */
-export async function withLoad(
+/** Pushes a scenario's images and returns what `work` makes of them. `say` is told what takes long. */
+export async function withLoad<T>(
   scenario: Scenario,
   say: (text: string) => void,
   signal: AbortSignal,
-  work: (load: Load) => Promise<void>,
-): Promise<void> {
+  work: (load: Load) => Promise<T>,
+): Promise<T> {
   await using plain = await PrivateRegistry.start();
   const images: BuiltImage[] = [];
   for (const recipe of scenario.recipes) images.push(await pushRecipe(plain, recipe, say, signal));
@@ -40,7 +40,7 @@ export async function withLoad(
     scenario.network === "shaped" ? await ShapedNetwork.before(registry.host, regional) : undefined;
   const host = network?.host ?? registry.host;
   using certs = authority && new Certs(host, authority.cert);
-  await work({
+  return await work({
     registryPid: registry.pid,
     ...(network && { networkPid: network.pid }),
     references: images.map(({ reference }) => `${host}${reference.slice(plain.host.length)}`),

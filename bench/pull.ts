@@ -7,7 +7,6 @@ import { parseArgs } from "node:util";
 import { allMinors, containerdRelease } from "../test/harness/versions.ts";
 import { chart } from "./chart.ts";
 import { type Floor, measureFloor } from "./floor.ts";
-import type { BuiltImage } from "./images.ts";
 import { interruptible } from "./interrupt.ts";
 import { withLoad } from "./load.ts";
 import { machine, programs } from "./measure.ts";
@@ -103,12 +102,10 @@ async function measure(
 ): Promise<ScenarioResult> {
   const floors: Floor[] = [];
   const found: Record<string, Run[]> = Object.fromEntries([...sides.keys()].map((name) => [name, []]));
-  let images: readonly BuiltImage[] = [];
-  await withLoad(scenario, say, signal, async (load) => {
-    ({ images } = load);
+  const images = await withLoad(scenario, say, signal, async (load) => {
     for (let round = 0; round <= runs; round++) {
-      await touchMemory(images, signal);
-      const floor = await measureFloor(images);
+      await touchMemory(load.images, signal);
+      const floor = await measureFloor(load.images);
       const told: string[] = [];
       for (const [name, side] of turns(sides, round)) {
         const run = await side(load, signal);
@@ -118,6 +115,7 @@ async function measure(
       if (round > 0) floors.push(floor);
       say(`${scenario.name}, ${round === 0 ? "warm-up" : `round ${round}`}: ${told.join(", ")}`);
     }
+    return load.images;
   });
   const sum = (key: "compressedBytes" | "unpackedBytes"): number =>
     images.reduce((bytes, image) => bytes + image[key], 0);

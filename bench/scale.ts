@@ -10,7 +10,7 @@ import { PrivateRegistry } from "../test/harness/registry.ts";
 import { interruptible } from "./interrupt.ts";
 import { bulkLayer, entriesLayer, noiseLayer } from "./made.ts";
 import { machine, median, peakMiB, programs, table } from "./measure.ts";
-import { mustBeAccelerated, pull } from "./sides.ts";
+import { mustBeAccelerated, pull, timeOfPulls } from "./sides.ts";
 
 const mib = 1024 * 1024;
 
@@ -51,12 +51,12 @@ const dimensions: Readonly<Record<string, Dimension>> = {
     images: (count) => Array.from({ length: count }, (_, index) => [noiseLayer(`f${index}`, 10 * mib)]),
   },
 };
+const all = [...Object.keys(dimensions), "calls"];
 const usage = `Usage: npm run scale [-- --only NAME[,NAME…]]
 
-  --only NAME    ${[...Object.keys(dimensions), "calls"].join(", ")} (default: all of them)
+  --only NAME    ${all.join(", ")} (default: all of them)
 `;
 
-const all = [...Object.keys(dimensions), "calls"];
 const { values } = parseArgs({
   options: { only: { type: "string", default: all.join(",") }, help: { type: "boolean" } },
 });
@@ -102,9 +102,7 @@ interface Measured {
 async function pullAll(references: readonly string[], signal: AbortSignal): Promise<Measured> {
   await using containerd = await PrivateContainerd.start();
   await using hawser = await PrivateHawser.start({ containerd: containerd.address });
-  const began = performance.now();
-  await Promise.all(references.map((reference) => pull(hawser.cri, reference, signal)));
-  const seconds = (performance.now() - began) / 1000;
+  const seconds = await timeOfPulls(hawser.cri, references, signal);
   await mustBeAccelerated(hawser, references.length);
   return { seconds, peakMiB: peakMiB(hawser.pid) };
 }
@@ -123,8 +121,8 @@ async function callsUnderLoad(signal: AbortSignal): Promise<string> {
   const pulls = pullInTurn(hawser.cri, references, 4, signal).finally(() => over.abort());
   const [through, direct]: [number[], number[]] = [[], []];
   while (!over.signal.aborted) {
-    through.push(await listImages(hawser.cri));
-    direct.push(await listImages(containerd.cri));
+    through.push(await timeOfList(hawser.cri));
+    direct.push(await timeOfList(containerd.cri));
   }
   await pulls;
   await mustBeAccelerated(hawser, references.length);
@@ -153,9 +151,9 @@ async function pullInTurn(
   await Promise.all(Array.from({ length: atOnce }, one));
 }
 
-async function listImages(cri: CriClient): Promise<number> {
+async function timeOfList(cri: CriClient): Promise<number> {
   const began = performance.now();
-  await cri.raw("/runtime.v1.ImageService/ListImages", new Uint8Array());
+  await cri.listImages();
   return performance.now() - began;
 }
 

@@ -78,6 +78,17 @@ export async function pull(cri: CriClient, reference: string, signal: AbortSigna
   throw new Error(`pull of ${reference}: code ${reply.code}: ${reply.message}`);
 }
 
+/** Seconds from the first of these calls, made at once, to the last answer. */
+export async function timeOfPulls(
+  cri: CriClient,
+  references: readonly string[],
+  signal: AbortSignal,
+): Promise<number> {
+  const began = performance.now();
+  await Promise.all(references.map((reference) => pull(cri, reference, signal)));
+  return (performance.now() - began) / 1000;
+}
+
 /**
  * Takes and gives back as much memory as a pull needs. Some virtual machines return free pages to their host, and the
  * first touch of each then costs far more than it would on a node that has been up for a while.
@@ -103,9 +114,7 @@ async function timed({ containerd, hawser }: Servers, load: Load, signal: AbortS
   const pids = [containerd.pid, hawser?.pid, registryPid];
   const cpu = (): number[] => pids.map((pid) => (pid === undefined ? 0 : cpuSeconds(pid)));
   const before = cpu();
-  const began = performance.now();
-  await Promise.all(references.map((reference) => pull(asked.cri, reference, signal)));
-  const seconds = (performance.now() - began) / 1000;
+  const seconds = await timeOfPulls(asked.cri, references, signal);
   const [containerdCpu = 0, hawserCpu = 0, registryCpu = 0] = cpu().map(
     (now, index) => now - (before[index] ?? 0),
   );

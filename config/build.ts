@@ -1,5 +1,5 @@
 // npm run build: the program as it runs, in dist/, as a few files instead of the nine hundred that it and its modules are
-// written in. To find, read and link that many was a third of what a start cost.
+// written in. To find, read and link that many was a quarter of what a start cost.
 //
 // main.js, worker.js and chunks of what is loaded on demand lie beside each other, since native.ts and daemon.ts look for
 // what is beside them. It never shortens names: stack traces and profiles stay readable. It checks no types: "npm run check"

@@ -23,7 +23,7 @@ const budgets: readonly Budget[] = [
     files:
       /\/registry\/|\/pull\/\w+\.int|\/e2e\/(?:faults|containerd|crash|disk|concurrency|hostile|registries|asking|refusals|profiles)\.int/,
   },
-  { name: "all else", secondsMax: 730, files: /./ },
+  { name: "all else", secondsMax: 720, files: /./ },
 ];
 
 /** A line for each budget that any of the files counts for. */

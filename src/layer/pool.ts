@@ -101,10 +101,11 @@ class WorkerEngine implements LayerEngine {
 
   async close(): Promise<void> {
     this.#isClosed = true;
-    clearTimeout(this.#idle);
     // The pool would wait for so long only, and then end its workers in the middle of a layer.
     await Promise.allSettled(this.#running);
     await this.#pool.close();
+    // Set by the last of the layers that were waited for.
+    clearTimeout(this.#idle);
   }
 
   /** Asked again after a wait. */
