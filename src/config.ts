@@ -36,7 +36,6 @@ const fileBytesMax = 2 ** 20;
 
 /** Sections that DESIGN foresees and this version does not have; said apart from typing mistakes. */
 const laterSections = new Set(["trace", "prewarm"]);
-const laterKeys = new Set(["download.bandwidth_limit"]);
 const later = "is not in this version yet";
 
 /** Never throws. Without a file name the default file is read if it exists; one that is named must exist. */
@@ -134,8 +133,7 @@ function findUnknown(table: Readonly<Record<string, unknown>>, problems: Problem
       problems.push({ path: section, message });
     } else if (isTable(written)) {
       for (const key of Object.keys(written).filter((one) => !Object.hasOwn(known, one))) {
-        const path = `${section}.${key}`;
-        problems.push({ path, message: laterKeys.has(path) ? later : unknownKey(key, Object.keys(known)) });
+        problems.push({ path: `${section}.${key}`, message: unknownKey(key, Object.keys(known)) });
       }
     } else {
       problems.push({ path: section, message: `expected a section, [${section}]` });

@@ -237,7 +237,7 @@ class NodeDaemon implements Daemon {
 
   #makePuller(registry: Registry): Puller {
     const { config, metrics, log } = this.#options;
-    const { content } = config;
+    const { content, containerd } = config;
     const engine = this.#engine;
     if (engine === undefined) throw new PullError("internal", "a pull was begun without an engine");
     return createPuller({
@@ -246,6 +246,7 @@ class NodeDaemon implements Daemon {
       engine,
       keepLayers: (facts) =>
         content.keep_layers === "auto" ? !facts.discardUnpackedLayers : content.keep_layers,
+      registersDirectly: (facts) => containerd.registration === "auto" && facts.takesRecords,
       limits: limitsOf(config),
       events: {
         stage: (stage, seconds) => metrics.stageSeconds.observe({ stage }, seconds),
@@ -297,16 +298,18 @@ class NodeDaemon implements Daemon {
 
   #report(outcome: PullOutcome): void {
     const { log, metrics } = this.#options;
-    const { reference, path, result, seconds, delegation, error } = outcome;
+    const { reference, path, result, seconds, delegation, records, error } = outcome;
     this.#count(-1);
     metrics.pulls.inc({ result, path });
     if (result === "ok") metrics.pullSeconds.observe({ path }, seconds);
+    if (records) metrics.registrations.inc({ by: records });
     if (delegation) metrics.fallbacks.inc({ reason: delegation.reason });
     const fields = {
       image: reference,
       result,
       path,
       seconds: Number(seconds.toFixed(3)),
+      ...(records && { records }),
       ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
       ...(error !== undefined && { error }),
     };

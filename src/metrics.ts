@@ -74,6 +74,12 @@ export function createMetrics(version: string, process: "front" | "puller") {
       labelNames: ["reason"] as const,
       registers,
     }),
+    registrations: new Counter({
+      name: "hawser_registrations_total",
+      help: "Accelerated pulls that ended well, by whose image records they ended with: earlier (nothing was missing), hawser, or containerd (its own PullImage)",
+      labelNames: ["by"] as const,
+      registers,
+    }),
     fallbacks: new Counter({
       name: "hawser_fallbacks_total",
       help: "Pulls that were left to containerd, by reason",

@@ -102,6 +102,11 @@ export const schema = {
       "/etc/containerd/config.toml",
       "Containerd's configuration, read for what containerd 2.x does not tell over its socket.",
     ),
+    registration: setting(
+      choice("auto", "containerd"),
+      "auto",
+      'Who writes image records; "auto" is Hawser where all is as usual, and "containerd" is always a PullImage of its own, which asks the registry once more.',
+    ),
   },
   registry: {
     config_path: setting(

@@ -4,9 +4,9 @@ import type { CallOptions, ClientReadableStream, Metadata } from "@grpc/grpc-js"
 import { PullError } from "../errors.ts";
 import type { Selinux } from "../selinux.ts";
 import { Channel } from "./channel.ts";
-import type { Containerd, ContainerdFacts, Inspection, Labels, Lease } from "./containerd.ts";
+import type { Containerd, ContainerdFacts, Inspection, Labels, Lease, Records } from "./containerd.ts";
 import { createLease, type Held, sweepLeases } from "./lease.ts";
-import { images } from "./methods.ts";
+import { ContainerdRecords } from "./records.ts";
 import { selfTest, sweepSelfTests } from "./selftest.ts";
 import { inspect, readFacts } from "./settings.ts";
 
@@ -39,6 +39,7 @@ export async function inspectContainerd(
 }
 
 class ContainerdClient implements Containerd {
+  readonly records: Records;
   readonly #channel: Channel;
   readonly #options: ContainerdOptions;
   readonly #held: Held = new Set();
@@ -47,6 +48,7 @@ class ContainerdClient implements Containerd {
   constructor(options: ContainerdOptions) {
     this.#options = options;
     this.#channel = new Channel(options);
+    this.records = new ContainerdRecords(this.#channel);
   }
 
   async facts(signal: AbortSignal): Promise<ContainerdFacts> {
@@ -58,16 +60,6 @@ class ContainerdClient implements Containerd {
     if (this.#facts === undefined)
       throw new PullError("internal", "a lease was asked for before the facts were read");
     return await createLease(this.#channel, this.#facts.contentRoot, labels, this.#held);
-  }
-
-  async hasImage(name: string): Promise<boolean> {
-    try {
-      await this.#channel.call(images.get, { name });
-      return true;
-    } catch (error) {
-      if (error instanceof PullError && error.code === "not_found") return false;
-      throw error;
-    }
   }
 
   async sweep(label: string, self: string, isDead: (instance: string) => Promise<boolean>): Promise<number> {

@@ -53,6 +53,9 @@ async function readTable(file: string): Promise<Table> {
 /** What version 3 took out of the table of the runtime. */
 const movedKeys = new Set(["snapshotter", "discard_unpacked_layers", "disable_snapshot_annotations"]);
 
+/** What was of CRI's own table before, and of that of images since; `sandbox_image` has become one of `pinned_images`. */
+const keptKeys = new Set(["registry", "image_pull_with_sync_fs", "sandbox_image"]);
+
 /** The tables of one file. Before version 3 one plugin held all of CRI, and a file without a version is of version 1. */
 function newest(content: Table): Table {
   const plugins = table(content["plugins"]);
@@ -61,7 +64,7 @@ function newest(content: Table): Table {
   if (version >= 3) return { images: table(plugins["io.containerd.cri.v1.images"]), verifier };
   const cri = table(plugins[version === 2 ? "io.containerd.grpc.v1.cri" : "cri"]);
   const moved = Object.entries(table(cri["containerd"])).filter(([key]) => movedKeys.has(key));
-  const kept = Object.entries(cri).filter(([key]) => key === "registry" || key === "image_pull_with_sync_fs");
+  const kept = Object.entries(cri).filter(([key]) => keptKeys.has(key));
   return { images: Object.fromEntries([...moved, ...kept]), verifier };
 }
 

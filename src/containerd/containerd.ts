@@ -28,7 +28,7 @@ export interface Lease extends AsyncDisposable {
 
   /** True when the blob is in our namespace already; it is then held by this lease too. */
   holdContent(descriptor: Descriptor): Promise<boolean>;
-  /** Writes a small blob; success when it is there already (its labels are then added). */
+  /** Writes a small blob; success when it is there already (its labels are then added, see {@link Records.labelContent}). */
   putContent(descriptor: Descriptor, bytes: Uint8Array, labels: Labels): Promise<void>;
   /**
    * Puts a verified, complete file into the content store without streaming it (reference 3.2, adoption); streams it
@@ -52,6 +52,37 @@ export interface Lease extends AsyncDisposable {
   removeSnapshot(snapshot: PreparedSnapshot): Promise<void>;
 }
 
+/** What an image's name stands for. */
+export interface ImageRecord {
+  /** Index, or manifest where there is none. */
+  readonly target: Descriptor;
+  readonly labels: Labels;
+}
+
+/** An image as CRI answers for it. */
+export interface CriImage {
+  /** Digest of its config. */
+  readonly id: string;
+  readonly tags: readonly string[];
+  readonly digests: readonly string[];
+}
+
+/** What is registered; nothing of it is held. */
+export interface Records {
+  /** The record of this name. */
+  image(name: string): Promise<ImageRecord | undefined>;
+  /** Makes a record; throws `exists` when there is one of this name. CRI learns of it a little later. */
+  createImage(name: string, record: ImageRecord): Promise<void>;
+  /** The labels of a blob; undefined when there is none in our namespace. */
+  contentLabels(digest: Digest): Promise<Labels | undefined>;
+  /** Gives a blob these labels besides its others; repositories that it is from are added to those it is said to be from. */
+  labelContent(digest: Digest, labels: Labels): Promise<void>;
+  /** Whether the snapshot is committed. */
+  hasSnapshot(chainID: Digest): Promise<boolean>;
+  /** What CRI knows under this name; undefined when nothing. */
+  status(name: string): Promise<CriImage | undefined>;
+}
+
 /** What introspection and the CRI settings say of this containerd; read on each (re)connect. */
 export interface ContainerdFacts {
   readonly version: string;
@@ -67,6 +98,10 @@ export interface ContainerdFacts {
   readonly discardUnpackedLayers: boolean;
   /** Layers are on disk before their images are (`image_pull_with_sync_fs`). */
   readonly syncsLayers: boolean;
+  /** Whether it is known that records of ours are as good as its own: its version passes the parity suite. */
+  readonly takesRecords: boolean;
+  /** Names of images, as operators wrote them, that are never to be collected; containerd marks their records. */
+  readonly pinnedImages: readonly string[];
   /** Why no pull on this containerd may be accelerated, or undefined: deprecated registry settings, user namespace, … */
   readonly unfit: string | undefined;
 }
@@ -81,6 +116,8 @@ export interface CriSettings {
   readonly syncsLayers: boolean;
   /** Each snapshot is labelled with the image that it was pulled for, as remote snapshotters want it. */
   readonly labelsSnapshots: boolean;
+  /** The sandbox image and others that are never to be collected. */
+  readonly pinnedImages: readonly string[];
   /** Names of deprecated registry settings that are in use. */
   readonly deprecated: readonly string[];
   /** Where image verifiers are, on a containerd that has the plugin. */
@@ -111,8 +148,7 @@ export interface Containerd {
   facts(signal: AbortSignal): Promise<ContainerdFacts>;
   /** Makes a lease that expires by itself after 24 hours. */
   lease(labels: Labels): Promise<Lease>;
-  /** True when an image record of this name exists. */
-  hasImage(name: string): Promise<boolean>;
+  readonly records: Records;
   /**
    * Removes what dead instances left here: leases that carry this label with an instance's id, the active snapshots that
    * they hold, what they alone protected, and self-tests. Of `self` that goes which nobody here holds, since its making

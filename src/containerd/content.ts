@@ -11,7 +11,7 @@ import type { ClientDuplexStream, ServiceError } from "@grpc/grpc-js";
 import { PullError } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
-import { hexOf } from "../oci/digest.ts";
+import { type Digest, hexOf } from "../oci/digest.ts";
 import { type Channel, fromStatus } from "./channel.ts";
 import type { Labels } from "./containerd.ts";
 import { content, leases } from "./methods.ts";
@@ -106,17 +106,29 @@ async function place(file: string, blob: string): Promise<void> {
   }
 }
 
-/** Adds labels to a blob that was there before; labels that it has are left as they are. */
-async function addLabels(channel: Channel, descriptor: Descriptor, labels: Labels): Promise<void> {
+/** Where containerd notes which repositories of a host have a blob, in a list. */
+export const sourcePrefix = "containerd.io/distribution.source.";
+
+/** Gives a blob labels besides those that it has. */
+export async function mergeLabels(channel: Channel, digest: Digest, labels: Labels): Promise<void> {
   if (Object.keys(labels).length === 0) return;
-  const { info } = await channel.call(content.info, { digest: descriptor.digest });
-  const missing = Object.entries(labels).filter(([key]) => info?.labels[key] === undefined);
-  if (missing.length === 0) return;
-  const paths = missing.map(([key]) => `labels.${key}`);
+  const { info } = await channel.call(content.info, { digest });
+  const merged = Object.entries(labels).map(
+    ([key, value]) => [key, merge(key, info?.labels[key], value)] as const,
+  );
+  const changed = merged.filter(([key, value]) => info?.labels[key] !== value);
+  if (changed.length === 0) return;
   await channel.call(content.update, {
-    info: { digest: descriptor.digest, labels: Object.fromEntries(missing) },
-    updateMask: { paths },
+    info: { digest, labels: Object.fromEntries(changed) },
+    updateMask: { paths: changed.map(([key]) => `labels.${key}`) },
   });
+}
+
+/** Repositories become one sorted list, as containerd writes it; everything else stays as it is. */
+function merge(key: string, present: string | undefined, value: string): string {
+  if (!present) return value;
+  if (!key.startsWith(sourcePrefix)) return present;
+  return [...new Set([...present.split(","), value])].sort().join(",");
 }
 
 /** Brings the bytes when containerd has none, and returns how many they were. */
@@ -138,7 +150,7 @@ async function write(
       if (!(error instanceof PullError && error.code === "exists")) throw error;
       // Containerd has added it to the lease if it was there at the first message, and has not if it came later.
       if (await holdContent(channel, lease, descriptor)) {
-        await addLabels(channel, descriptor, labels);
+        await mergeLabels(channel, descriptor.digest, labels);
         return;
       }
     }

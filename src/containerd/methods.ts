@@ -90,6 +90,11 @@ export const images = {
     request: pb.GetImageRequestSchema,
     response: pb.GetImageResponseSchema,
   },
+  create: {
+    path: `${services}.images.v1.Images/Create`,
+    request: pb.CreateImageRequestSchema,
+    response: pb.CreateImageResponseSchema,
+  },
 } as const;
 
 export const namespaces = {
@@ -123,5 +128,13 @@ export const runtime = {
     path: "/runtime.v1.RuntimeService/Status",
     request: cri.StatusRequestSchema,
     response: cri.StatusResponseSchema,
+  },
+} as const;
+
+export const criImages = {
+  status: {
+    path: "/runtime.v1.ImageService/ImageStatus",
+    request: cri.ImageStatusRequestSchema,
+    response: cri.ImageStatusResponseSchema,
   },
 } as const;

@@ -21,6 +21,9 @@ export interface SettingsOptions {
 const defaultVerifierFolder = "/opt/containerd/image-verifier/bin";
 const defaultConfigPath = "/etc/containerd/certs.d:/etc/docker/certs.d";
 
+/** Versions that test/e2e/parity.int.test.ts runs on; what another one makes of an image beyond these is not known. */
+const proven = /^v?(?:1\.6|1\.7|2\.1)\.\d/;
+
 /** Only what could not be asked for is thrown; what containerd says wrongly or not at all is part of the answer. */
 export async function inspect(
   channel: Channel,
@@ -68,6 +71,8 @@ export async function readFacts(
     registryConfigPath: cri.configPath,
     discardUnpackedLayers: cri.discardUnpackedLayers,
     syncsLayers: cri.syncsLayers,
+    takesRecords: proven.test(version),
+    pinnedImages: cri.pinnedImages,
     unfit: unfit(snapshotter, overlay?.root, overlay?.error, cri, verifiers.length > 0),
   };
 }
@@ -110,6 +115,7 @@ async function criSettings(
     discardUnpackedLayers: containerd["discardUnpackedLayers"] === true,
     syncsLayers: config["imagePullWithSyncFs"] === true,
     labelsSnapshots: containerd["disableSnapshotAnnotations"] === false,
+    pinnedImages: [config["sandboxImage"]].filter((name) => typeof name === "string"),
     deprecated: inUse(registry),
     verifierFolder: defaultVerifierFolder,
   };
@@ -135,6 +141,9 @@ function settingsOfFile({ images, verifier }: ConfigFile, version: string): CriS
     discardUnpackedLayers: images["discard_unpacked_layers"] === true,
     syncsLayers: images["image_pull_with_sync_fs"] === true,
     labelsSnapshots: images["disable_snapshot_annotations"] === false,
+    pinnedImages: [images["sandbox_image"], ...Object.values(table(images["pinned_images"]))].filter(
+      (name) => typeof name === "string",
+    ),
     deprecated: inUse(registry),
     verifierFolder: string(verifier["bin_dir"], defaultVerifierFolder),
   };

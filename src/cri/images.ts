@@ -1,16 +1,22 @@
 // PullImage: what is accelerated, what is delegated to containerd, and what the caller is told.
 //
-// An accelerated pull brings everything into place and then makes the caller's own call to containerd while that is
-// held: containerd finds all of it, applies its own policy and writes its own records, and its answer is ours. Whatever
-// goes wrong on our side is followed by the very same call, so the caller never sees an error that containerd would
+// An accelerated pull brings everything into place, and records with it where the pull room makes them. Otherwise the
+// caller's own call is made to containerd while all is held: containerd finds it, applies its own policy and writes its
+// own records, and its answer is ours. Whatever goes wrong on our side is followed by the very same call, so the caller never sees an error that containerd would
 // not have given (DESIGN 6). This file never reads a registry and never stores anything.
 
-import { fromBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { PullError } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
+import type { Digest } from "../oci/digest.ts";
 import { parseReference } from "../oci/reference.ts";
-import { type AuthConfig, type PullImageRequest, PullImageRequestSchema } from "../proto/gen/cri_pb.js";
+import {
+  type AuthConfig,
+  type PullImageRequest,
+  PullImageRequestSchema,
+  PullImageResponseSchema,
+} from "../proto/gen/cri_pb.js";
 import type { Pulled } from "../pull/pull.ts";
 import type { Credentials } from "../registry/registry.ts";
 import { type Answer, ask, type Forward, type Incoming } from "./forward.ts";
@@ -46,6 +52,8 @@ export interface PullOutcome {
   readonly result: "ok" | "refused" | "cancelled" | "error";
   readonly seconds: number;
   readonly delegation?: Delegation;
+  /** Whose records an accelerated pull ended with: those of an earlier pull, Hawser's, or those of containerd's PullImage. */
+  readonly records?: "earlier" | "hawser" | "containerd";
   /** The message of the error that the caller was given. */
   readonly error?: string;
 }
@@ -67,6 +75,7 @@ class Attempt {
   readonly #began = performance.now();
   #reference = "";
   #delegation: Delegation | undefined;
+  #records: PullOutcome["records"];
 
   constructor(options: PullHandlerOptions, incoming: Incoming, signal: AbortSignal) {
     this.#options = options;
@@ -97,9 +106,15 @@ class Attempt {
     if (ineligible) return await this.#delegate(ineligible);
     await using pulled = await this.#pull(request);
     if (pulled.failure) return await this.#failed(pulled.failure);
+    const answer = pulled.registered ? answerOf(pulled.registered.id) : await this.#register();
+    this.#records = pulled.registered?.by ?? "containerd";
+    failpoint("registered");
+    return answer;
+  }
+
+  async #register(): Promise<Answer> {
     const began = performance.now();
     const answer = await this.#ask();
-    failpoint("registered");
     this.#options.registered((performance.now() - began) / 1000);
     return answer;
   }
@@ -140,6 +155,7 @@ class Attempt {
       result,
       seconds,
       ...(this.#delegation && { delegation: this.#delegation }),
+      ...(this.#records && { records: this.#records }),
       ...(error !== undefined && { error }),
     });
   }
@@ -156,6 +172,15 @@ class Refusal extends Error implements ServiceError {
     this.code = code;
     this.details = details;
   }
+}
+
+function answerOf(id: Digest): Answer {
+  const response = create(PullImageResponseSchema, { imageRef: id });
+  return {
+    bytes: Buffer.from(toBinary(PullImageResponseSchema, response)),
+    header: undefined,
+    trailer: undefined,
+  };
 }
 
 function decode(bytes: Buffer): PullImageRequest | undefined {

@@ -17,7 +17,8 @@ export function parseJson(bytes: Uint8Array, what: string): unknown {
   } catch (error) {
     throw new PullError("corrupt", `${what} is not JSON`, { cause: error });
   }
-  if (countColons(text) !== countMembers(value))
+  // Each member of an object has one colon that is not in a string.
+  if (withoutStrings(text).split(":").length - 1 !== countMembers(value))
     throw new PullError("unsupported", `${what} has a field twice in one object`);
   return value;
 }
@@ -48,18 +49,18 @@ function fold(key: string): string {
   return key.toUpperCase().toLowerCase();
 }
 
-/** How many members the objects of a document have: each has one colon that is not in a string. */
-function countColons(text: string): number {
-  let count = 0;
-  for (let at = 0; at < text.length; at++) {
-    const code = text.charCodeAt(at);
-    if (code === colon) count += 1;
-    else if (code === quote) at = endOfString(text, at);
+/** What is left of JSON without what stands between quotes. */
+export function withoutStrings(json: string): string {
+  let bare = "";
+  let end = 0;
+  for (let start = json.indexOf('"'); start !== -1; start = json.indexOf('"', end)) {
+    bare += json.slice(end, start);
+    end = endOfString(json, start) + 1;
   }
-  return count;
+  return bare + json.slice(end);
 }
 
-const [quote, backslash, colon] = [0x22, 0x5c, 0x3a];
+const [quote, backslash] = [0x22, 0x5c];
 
 /** Where the string that begins here has its closing quote; there is one, since the document was parsed. */
 function endOfString(text: string, start: number): number {

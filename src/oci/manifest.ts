@@ -88,7 +88,7 @@ export function selectPlatform(entries: readonly Descriptor[], host: Platform): 
     if (entry.platform === undefined) throw new PullError("unsupported", "an index entry without a platform");
     const platform = normalised(entry.platform);
     if (platform.os !== host.os) continue;
-    const isOwn = platform.architecture === host.architecture && platform.variant === (host.variant ?? "");
+    const isOwn = isOfHost(platform, host);
     isSecondChoice ||= secondChoices[host.architecture] === platform.architecture;
     if (isOwn && entry.platform.isNarrowed)
       throw new PullError("unsupported", "an index entry with os.features");
@@ -99,11 +99,23 @@ export function selectPlatform(entries: readonly Descriptor[], host: Platform): 
   throw new PullError("not_found", "no match for platform in manifest");
 }
 
+/** How many entries are of the host's own platform. */
+export function countOwn(entries: readonly Descriptor[], host: Platform): number {
+  return entries.filter(({ platform }) => platform !== undefined && isOfHost(normalised(platform), host))
+    .length;
+}
+
+function isOfHost({ os, architecture, variant }: Normalised, host: Platform): boolean {
+  return os === host.os && architecture === host.architecture && variant === (host.variant ?? "");
+}
+
 /** Older architectures that a host may run as well. */
 const secondChoices: Readonly<Record<string, string>> = { amd64: "386", arm64: "arm" };
 
+type Normalised = Platform & { readonly variant: string };
+
 /** containerd reads several spellings as one platform, and an empty system as the host's. */
-function normalised({ os, architecture, variant = "" }: Platform): Platform & { readonly variant: string } {
+function normalised({ os, architecture, variant = "" }: Platform): Normalised {
   const system = os === "" ? "linux" : os.toLowerCase();
   const given = variant.toLowerCase();
   const name = architecture.toLowerCase();

@@ -2,10 +2,11 @@
 // PullImage of the same reference finds everything and fetches no layer.
 //
 // Resolve (always, with the caller's credentials: it is also the access check, KEP-2535), plan, then every missing
-// layer side by side. What was reached is held until the image is disposed of, whether the pull succeeded or not.
+// layer side by side, and the records where they are ours to make. An image of which nothing is missing ends with the
+// first of these. What was reached is held until the image is disposed of, whether the pull succeeded or not.
 
 import { join } from "node:path";
-import type { Containerd } from "../containerd/containerd.ts";
+import type { Containerd, Labels } from "../containerd/containerd.ts";
 import { type ErrorCode, PullError, throwIfAborted, whileNotAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
@@ -16,8 +17,17 @@ import { instanceLabel } from "./instance.ts";
 import type { Keep } from "./journal.ts";
 import type { Layer } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
-import { countPresent, type Plan, type PlannedLayer, plan } from "./plan.ts";
-import type { PullEvents, Stage } from "./pull.ts";
+import { countPresent, type Document, type Plan, type PlannedLayer, plan, readStored } from "./plan.ts";
+import type { PullEvents, Registered, Stage } from "./pull.ts";
+import {
+  isRegistered,
+  isSameTarget,
+  isTaken,
+  type Registration,
+  register,
+  registrationOf,
+  sourceOf,
+} from "./registration.ts";
 import type { Share } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { mustFit, type Room } from "./space.ts";
@@ -32,12 +42,16 @@ export interface ImageOptions {
   readonly repository: Repository;
   readonly work: Work;
   readonly keepLayers: boolean;
+  /** Whether records may be looked for and made here; otherwise that is left to containerd's PullImage. */
+  readonly registersDirectly: boolean;
   readonly events: PullEvents;
 }
 
 export class Image implements AsyncDisposable {
   /** Why not everything is in place; see Pulled.failure. */
   failure: PullError | undefined;
+  /** See Pulled.registered. */
+  registered: Registered | undefined;
   readonly #options: ImageOptions;
   readonly #pace = { isSlow: false };
   #layers: readonly Share<Layer>[] = [];
@@ -69,19 +83,17 @@ export class Image implements AsyncDisposable {
   }
 
   async #run(signal: AbortSignal): Promise<void> {
-    const { site, containerd, repository } = this.#options;
     const resolved = await this.#timed("resolve", () => this.#resolve(signal));
     failpoint("resolved");
-    const [planned, lease] = await this.#timed("plan", async () => {
-      await site.claim();
-      const share = shareLease(await containerd.lease({ [instanceLabel]: site.instance.id }));
-      this.#lease = share;
-      failpoint("leased");
-      return [await plan(resolved, repository, share.lease, site.facts.contentRoot, signal), share] as const;
-    });
-    await this.#timed("layers", () => this.#fill(planned, lease, signal));
+    if (this.registered) return;
+    const [planned, lease] = await this.#timed("plan", () => this.#plan(resolved, signal));
+    const { reference, site, registersDirectly } = this.#options;
+    const wanted = registersDirectly ? registrationOf(reference, planned, site.facts) : undefined;
+    const registration = wanted && isTaken(wanted) ? wanted : undefined;
+    await this.#timed("layers", () => this.#fill(planned, registration, lease, signal));
     await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
     failpoint("complete");
+    if (registration) await this.#register(registration, signal);
   }
 
   async #timed<T>(stage: Stage, work: () => Promise<T>): Promise<T> {
@@ -91,19 +103,85 @@ export class Image implements AsyncDisposable {
     return result;
   }
 
+  /** The registry is asked in any case, for the caller's right to the image; meanwhile containerd is asked what it has. */
   async #resolve(signal: AbortSignal): Promise<Resolved> {
     const { reference, containerd, repository } = this.#options;
-    const known = await containerd.hasImage(reference.name);
-    return await repository.resolve(known, signal);
+    const record = await containerd.records.image(reference.name);
+    const [resolved, present] = await Promise.all([
+      repository.resolve(record !== undefined, signal),
+      record && this.#findPresent(record.target),
+    ]);
+    if (present && isSameTarget(present.record.target, resolved.descriptor))
+      this.registered = { id: present.id, by: "earlier" };
+    return resolved;
+  }
+
+  /** What this target is registered as, if nothing at all is missing. Never rejects: whatever goes wrong is gone into later. */
+  async #findPresent(target: Descriptor): Promise<Registration | undefined> {
+    const { reference, containerd, site, work, keepLayers, registersDirectly } = this.#options;
+    if (!registersDirectly) return undefined;
+    try {
+      const planned = await plan(target, async (descriptor) => {
+        const bytes = await readStored(descriptor, site.facts.contentRoot);
+        if (bytes) return { bytes, isStored: true };
+        throw new PullError("not_found", `${descriptor.digest} is not in the content store`);
+      });
+      const unfinished = planned.layers.some(
+        ({ chainID, descriptor }) =>
+          work.isUnderWay(chainID) || (keepLayers && site.spools.isParked(descriptor.digest)),
+      );
+      const wanted = unfinished ? undefined : registrationOf(reference, planned, site.facts);
+      return wanted && (await isRegistered(wanted, containerd.records)) ? wanted : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  async #plan({ descriptor: target, body }: Resolved, signal: AbortSignal): Promise<[Plan, LeaseShare]> {
+    const { site, containerd, repository } = this.#options;
+    await site.claim();
+    const share = shareLease(await containerd.lease({ [instanceLabel]: site.instance.id }));
+    this.#lease = share;
+    failpoint("leased");
+    const { lease } = share;
+    const planned = await plan(target, async (descriptor, bytesMax) => {
+      if (descriptor === target && body) return { bytes: body, isStored: false };
+      const stored = (await lease.holdContent(descriptor))
+        ? await readStored(descriptor, site.facts.contentRoot)
+        : undefined;
+      if (stored) return { bytes: stored, isStored: true };
+      return { bytes: await repository.fetch(descriptor, bytesMax, signal), isStored: false };
+    });
+    return [planned, share];
+  }
+
+  /** A failure is no failure of the pull: containerd registers what is in place. */
+  async #register(registration: Registration, signal: AbortSignal): Promise<void> {
+    const { containerd, events } = this.#options;
+    try {
+      const began = performance.now();
+      if (!(await register(registration, containerd.records, signal))) return;
+      events.stage("register", (performance.now() - began) / 1000);
+      this.registered = { id: registration.id, by: "hawser" };
+    } catch {
+      throwIfAborted(signal);
+    }
   }
 
   /**
    * Writes the metadata and makes the layers, side by side. When one of them fails the others are stopped and waited
    * for: what was begun behind a failure would go on without a lease, and nobody would ever give it back.
    */
-  async #fill(planned: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {
+  async #fill(
+    planned: Plan,
+    registration: Registration | undefined,
+    lease: LeaseShare,
+    signal: AbortSignal,
+  ): Promise<void> {
     const failed = new AbortController();
-    const metadata = planned.metadata.map((blob) => lease.lease.putContent(blob.descriptor, blob.bytes, {}));
+    const metadata = planned.documents.map((one) =>
+      this.#put(one, registration?.labels.get(one) ?? {}, lease),
+    );
     failpoint("planned");
     const layers = this.#complete(planned, lease, AbortSignal.any([signal, failed.signal]));
     try {
@@ -113,6 +191,15 @@ export class Image implements AsyncDisposable {
       await Promise.allSettled([...metadata, layers]);
       throw error;
     }
+  }
+
+  async #put(
+    { descriptor, bytes, isStored }: Document,
+    labels: Labels,
+    { lease }: LeaseShare,
+  ): Promise<void> {
+    if (isStored) await this.#options.containerd.records.labelContent(descriptor.digest, labels);
+    else await lease.putContent(descriptor, bytes, labels);
   }
 
   async #complete({ layers }: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {
@@ -202,9 +289,8 @@ export class Image implements AsyncDisposable {
   /** As containerd labels what it fetched (reference 2.4); undefined when layers are not kept. */
   #keep(): Keep | undefined {
     if (!this.#options.keepLayers) return undefined;
-    const { host, repository, name } = this.#options.reference;
-    const labels = { [`containerd.io/distribution.source.${host.replace(/:\d+$/, "")}`]: repository };
-    return { image: name, labels };
+    const { reference } = this.#options;
+    return { image: reference.name, labels: sourceOf(reference) };
   }
 
   async #finishBlobs(keep: Keep | undefined): Promise<void> {
@@ -250,8 +336,8 @@ export class Image implements AsyncDisposable {
   async #finishBroken({ code }: PullError): Promise<void> {
     const { containerd, reference } = this.#options;
     if (this.#layers.length === 0 || code === "cancelled") return;
-    const isMade = await containerd.hasImage(reference.name).catch(() => false);
-    if (isMade) await this.#finishBlobs(this.#keep());
+    const record = await containerd.records.image(reference.name).catch(() => undefined);
+    if (record) await this.#finishBlobs(this.#keep());
     else if (!resumable.has(code)) await this.#finishBlobs(undefined);
   }
 }

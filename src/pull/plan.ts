@@ -1,8 +1,8 @@
 // What an image is made of: manifest for this platform, config and chainIDs, and how much of it the node has.
 //
-// Metadata comes from the content store where it is there already, else from the registry; nothing is written here.
+// Where index, manifest and config are read from is the caller's business; nothing is written here.
 
-import { readFile } from "node:fs/promises";
+import { open } from "node:fs/promises";
 import { join } from "node:path";
 import type { Labels, Lease } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
@@ -10,7 +10,7 @@ import type { Descriptor } from "../oci/descriptor.ts";
 import { chainIDs, type Digest, hexOf, sha256 } from "../oci/digest.ts";
 import { hostPlatform, parseConfig, parseIndex, parseManifest, selectPlatform } from "../oci/manifest.ts";
 import { isIndex, layerPacking } from "../oci/media.ts";
-import type { Repository, Resolved } from "../registry/registry.ts";
+import type { DocumentKind } from "../oci/ordinary.ts";
 
 /** Most bytes of an index or a manifest: containerd's limit (reference 6.3). */
 const manifestBytesMax = 4 * 1048 * 1048;
@@ -21,11 +21,27 @@ const inheritedPrefix = "containerd.io/snapshot/";
 
 /** What an image consists of, as far as a pull is concerned. */
 export interface Plan {
-  /** Of index (if any), manifest and config those that the lease does not hold yet. */
-  readonly metadata: readonly { readonly descriptor: Descriptor; readonly bytes: Uint8Array }[];
+  /** Index (if any), manifest and config. */
+  readonly documents: readonly Document[];
   /** Bottom up. */
   readonly layers: readonly PlannedLayer[];
 }
+
+export interface Document {
+  readonly kind: DocumentKind;
+  readonly descriptor: Descriptor;
+  readonly bytes: Uint8Array;
+  /** It is in the content store already. */
+  readonly isStored: boolean;
+  /** What it names, in containerd's order: manifests, or config and layers. */
+  readonly children: readonly Descriptor[];
+}
+
+/** Where documents are read from; throws what keeps it from being read, and never more bytes than asked for. */
+export type Read = (
+  descriptor: Descriptor,
+  bytesMax: number,
+) => Promise<Pick<Document, "bytes" | "isStored">>;
 
 export interface PlannedLayer {
   readonly descriptor: Descriptor;
@@ -35,39 +51,34 @@ export interface PlannedLayer {
   readonly labels: Labels;
 }
 
-/** Reads manifest and config, from the content store where they are there already, and checks that all is for us. */
-export async function plan(
-  resolved: Resolved,
-  repository: Repository,
-  lease: Lease,
-  contentRoot: string,
-  signal: AbortSignal,
-): Promise<Plan> {
-  const metadata: { descriptor: Descriptor; bytes: Uint8Array }[] = [];
-  const read = async (descriptor: Descriptor, bytesMax: number, body?: Uint8Array): Promise<Uint8Array> => {
-    if (descriptor.size > bytesMax) {
-      throw new PullError(
-        "corrupt",
-        `${descriptor.digest} is ${descriptor.size} bytes long, over ${bytesMax}`,
-      );
-    }
-    const held = body ? undefined : await stored(descriptor, lease, contentRoot);
-    if (held) return held;
-    const bytes = body ?? (await repository.fetch(descriptor, bytesMax, signal));
-    metadata.push({ descriptor, bytes });
-    return bytes;
+/** Reads what there is to read, and checks that all is for us. */
+export async function plan(target: Descriptor, read: Read): Promise<Plan> {
+  const documents: Document[] = [];
+  const add = async <Parsed>(
+    kind: DocumentKind,
+    descriptor: Descriptor,
+    parse: (bytes: Uint8Array) => Parsed,
+    childrenOf: (parsed: Parsed) => readonly Descriptor[],
+  ): Promise<Parsed> => {
+    const document = await read(descriptor, mustBeShort(kind, descriptor));
+    const parsed = parse(document.bytes);
+    documents.push({ kind, descriptor, ...document, children: childrenOf(parsed) });
+    return parsed;
   };
-
-  let target = resolved.descriptor;
-  let bytes = await read(target, manifestBytesMax, resolved.body);
-  if (isIndex(target.mediaType)) {
-    target = selectPlatform(parseIndex(bytes), hostPlatform());
-    bytes = await read(target, manifestBytesMax);
-  }
-  const manifest = parseManifest(bytes);
+  const own = isIndex(target.mediaType)
+    ? selectPlatform(await add("index", target, parseIndex, (entries) => entries), hostPlatform())
+    : target;
+  const manifest = await add("manifest", own, parseManifest, ({ config, layers }) => [config, ...layers]);
   for (const layer of manifest.layers) layerPacking(layer.mediaType);
-  const config = parseConfig(await read(manifest.config, configBytesMax));
-  return { metadata, layers: chain(manifest.layers, config.diffIDs) };
+  const config = await add("config", manifest.config, parseConfig, () => []);
+  return { documents, layers: chain(manifest.layers, config.diffIDs) };
+}
+
+/** How many bytes a document may have at the most. */
+function mustBeShort(kind: DocumentKind, { digest, size }: Descriptor): number {
+  const bytesMax = kind === "config" ? configBytesMax : manifestBytesMax;
+  if (size > bytesMax) throw new PullError("corrupt", `${digest} is ${size} bytes long, over ${bytesMax}`);
+  return bytesMax;
 }
 
 /** How many layers, counted from the bottom, are in place; the uppermost of them is held by the lease. */
@@ -117,15 +128,17 @@ function inherited({ annotations = {} }: Descriptor): Labels {
   return Object.fromEntries(passed);
 }
 
-/** The blob from the content store if it is there and whole; the lease keeps it there. */
-async function stored(
+/** The blob's bytes as they lie in the content store, if they are whole; who wants them to stay has to hold the blob. */
+export async function readStored(
   descriptor: Descriptor,
-  lease: Lease,
   contentRoot: string,
 ): Promise<Uint8Array | undefined> {
-  if (!(await lease.holdContent(descriptor))) return undefined;
-  const bytes = await readFile(join(contentRoot, "blobs", "sha256", hexOf(descriptor.digest))).catch(
-    () => undefined,
-  );
-  return bytes && sha256(bytes) === descriptor.digest ? bytes : undefined;
+  try {
+    await using file = await open(join(contentRoot, "blobs", "sha256", hexOf(descriptor.digest)));
+    if ((await file.stat()).size !== descriptor.size) return undefined;
+    const bytes = await file.readFile();
+    return sha256(bytes) === descriptor.digest ? bytes : undefined;
+  } catch {
+    return undefined;
+  }
 }

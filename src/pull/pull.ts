@@ -2,12 +2,14 @@
 //
 // Work is shared node-wide: one pull per reference and credential, one download per digest, one unpack per chainID.
 // Everything that a pull makes is held by shares and leases that are given back when the last holder is done. This
-// room never answers a CRI call, never writes image records, and never keeps a credential longer than its pull.
+// room never answers a CRI call, never changes an image record that is there, and never keeps a credential longer than
+// its pull.
 
 import { createHash } from "node:crypto";
 import type { Containerd, ContainerdFacts } from "../containerd/containerd.ts";
 import { PullError, whileNotAborted } from "../errors.ts";
 import type { LayerEngine, LayerLimits } from "../layer/layer.ts";
+import type { Digest } from "../oci/digest.ts";
 import { parseReference, type Reference } from "../oci/reference.ts";
 import type { Credentials, Registry } from "../registry/registry.ts";
 import { Image } from "./image.ts";
@@ -15,8 +17,8 @@ import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { Work } from "./work.ts";
 
-/** The first four come one behind another, once a pull; the others belong to "layers", once a layer each. */
-export type Stage = "resolve" | "plan" | "layers" | "blobs" | "download" | "unpack" | "commit";
+/** Up to "register" they come one behind another, once a pull; the others belong to "layers", once a layer each. */
+export type Stage = "resolve" | "plan" | "layers" | "blobs" | "register" | "download" | "unpack" | "commit";
 
 /** What a pull tells of itself, for metrics and log. */
 export interface PullEvents {
@@ -48,7 +50,16 @@ export interface PullerOptions {
   readonly limits: PullLimits;
   /** Whether layer blobs go into the content store: `content.keep_layers`, or what containerd does. */
   readonly keepLayers: (facts: ContainerdFacts) => boolean;
+  /** Whether image records are made here, on such a containerd. */
+  readonly registersDirectly: (facts: ContainerdFacts) => boolean;
   readonly events: PullEvents;
+}
+
+/** An image that containerd answers for, down to its records: by this pull, or since an earlier one. */
+export interface Registered {
+  /** What PullImage answers: the digest of the config. */
+  readonly id: Digest;
+  readonly by: "hawser" | "earlier";
 }
 
 /** A pull's result: while it is held, everything is protected from garbage collection. */
@@ -58,12 +69,14 @@ export interface Pulled extends AsyncDisposable {
    * that containerd's own attempt, made while this is held, need not do it again.
    */
   readonly failure: PullError | undefined;
+  /** Set when nothing is left to do; where it is not, containerd's PullImage has to follow. */
+  readonly registered?: Registered | undefined;
 }
 
 export interface Puller {
   /**
    * Fetches and unpacks all that is missing, so that containerd's own PullImage of the same reference with the same
-   * credentials only has to look. Never rejects. Disposing returns at once; adoption of kept layers and the deletion
+   * credentials only has to look; or not even that, see {@link Pulled.registered}. Never rejects. Disposing returns at once; adoption of kept layers and the deletion
    * of the lease go on behind it. Aborting ends the caller's wait, and the work too when nobody else wants it.
    */
   pull(
@@ -101,16 +114,18 @@ class NodePuller implements Puller {
   ): Promise<Pulled> {
     let share: Share<Image> | undefined;
     let failure: PullError | undefined;
+    let registered: Registered | undefined;
     const release = this.#hold();
     try {
       const reference = parseReference(text);
       share = this.#join(reference, site, credentials);
-      failure = (await whileNotAborted(share.result, signal)).failure;
+      ({ failure, registered } = await whileNotAborted(share.result, signal));
     } catch (error) {
       failure = PullError.from(error);
     }
     return {
       failure,
+      registered,
       [Symbol.asyncDispose]: async () => {
         if (share) this.#later(share[Symbol.asyncDispose]());
         release();
@@ -136,7 +151,7 @@ class NodePuller implements Puller {
   }
 
   #join(reference: Reference, site: Site, credentials: Credentials | undefined): Share<Image> {
-    const { containerd, registry, keepLayers, events } = this.#options;
+    const { containerd, registry, keepLayers, registersDirectly, events } = this.#options;
     return this.#images.join(shareKey(reference, credentials), async (signal) => {
       this.#pulls += 1;
       return await Image.pull(
@@ -148,6 +163,7 @@ class NodePuller implements Puller {
           repository: registry.repository(reference, credentials),
           work: this.#work,
           keepLayers: keepLayers(site.facts),
+          registersDirectly: registersDirectly(site.facts),
           events,
         },
         signal,

@@ -72,7 +72,9 @@ export class Recovery {
       failpoint("claimed");
     }
     for (const folder of this.#claimed) {
-      this.#add(await spools.inherit(folder, (image) => containerd.hasImage(image)));
+      const isMade = async (image: string): Promise<boolean> =>
+        (await containerd.records.image(image)) !== undefined;
+      this.#add(await spools.inherit(folder, isMade));
       this.#claimed.delete(folder);
       this.#inherited.add(folder);
     }

@@ -286,7 +286,13 @@ export class Requester {
       const { isBulk, ...asked } = init;
       const bulk = isBulk ? await route.get(url, init.headers, signal) : undefined;
       if (bulk) return bulk;
-      const { statusCode, headers, body } = await send(url, { ...asked, dispatcher: route, signal });
+      // Not even a HEAD costs its connection, as undici would have it: who answers one with a body loses it by that.
+      const { statusCode, headers, body } = await send(url, {
+        ...asked,
+        reset: false,
+        dispatcher: route,
+        signal,
+      });
       return { status: statusCode, headers: joined(headers), body: bodyOf(body) };
     } catch (error) {
       throw transportError(error, url, signal);

@@ -42,20 +42,23 @@ export function describeConnection(bench: () => Bench): void {
     });
 
     test("an image is there once its record is, and holds its content", async () => {
-      const { containerd } = bench();
+      const { records } = bench().containerd;
       const [name, { bytes, descriptor }] = ["example.com/conformance:1", blob()];
       const one = await bench().lease();
       await one.putContent(descriptor, bytes, {});
-      expect(await containerd.hasImage(name)).toBe(false);
-      const target = message([1, "application/any"], [2, descriptor.digest], [3, descriptor.size]);
-      const images = "/containerd.services.images.v1.Images";
-      await forward(`${images}/Create`, message([1, message([1, name], [3, target])]));
-      expect(await containerd.hasImage(name)).toBe(true);
+      expect(await records.image(name)).toBe(undefined);
+      const { digest, size } = descriptor;
+      const record = { target: { mediaType: "application/any", digest, size }, labels: { some: "label" } };
+      await records.createImage(name, record);
+      expect(await records.image(name)).toEqual(record);
+      const again = records.createImage(name, { ...record, labels: {} });
+      await expect(again).rejects.toMatchObject({ code: "exists" });
+      expect(await records.image(name)).toEqual(record);
       await one[Symbol.asyncDispose]();
       await bench().collect();
       expect(await bench().listed(descriptor)).not.toBe("");
-      await forward(`${images}/Delete`, message([1, name]));
-      expect(await containerd.hasImage(name)).toBe(false);
+      await forward("/containerd.services.images.v1.Images/Delete", message([1, name]));
+      expect(await records.image(name)).toBe(undefined);
       await eventually(async () => expect(await bench().listed(descriptor)).toBe(""), "its collection");
     });
 

@@ -58,6 +58,19 @@ export function describeContent(bench: () => Bench): void {
       expect(labels).toEqual(["example.com/a=1", "example.com/b=3"]);
     });
 
+    test("labelled: repositories that it is from become a list, and the same label twice changes nothing", async () => {
+      const { bytes, descriptor } = blob();
+      const { records } = bench().containerd;
+      const source = "containerd.io/distribution.source.example.com";
+      await using one = await bench().lease();
+      await one.putContent(descriptor, bytes, { [source]: "b/b", "example.com/a": "1" });
+      for (const repository of ["c/c", "a/a", "b/b"])
+        await records.labelContent(descriptor.digest, { [source]: repository });
+      const labels = { [source]: "a/a,b/b,c/c", "example.com/a": "1" };
+      expect(await records.contentLabels(descriptor.digest)).toEqual(labels);
+      expect(await records.contentLabels(blob().descriptor.digest)).toBe(undefined);
+    });
+
     test("many pulls may put the same blob at once, and each of them holds it then", async () => {
       // Whoever is first commits; the others are told that it exists, and at that moment no lease of theirs has it.
       for (let last = 0; last < 4; last++) {

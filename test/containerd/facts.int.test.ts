@@ -30,13 +30,19 @@ test("facts are containerd's own, before its first pull and after", async () => 
       registryConfigPath: [join(server.root, "certs.d")],
       discardUnpackedLayers: false,
       syncsLayers: false,
+      takesRecords: true,
+      pinnedImages: [expect.stringMatching(/\/pause:/)],
       unfit: undefined,
     };
     expect(await containerd.facts(signal)).toEqual(expected);
     const { reference } = await pushImage(registry, "facts:v1", busyboxLayers());
-    expect(await containerd.hasImage(reference)).toBe(false);
-    await server.cri.mustPull(reference);
-    expect(await containerd.hasImage(reference)).toBe(true);
+    const { records } = containerd;
+    expect([await records.image(reference), await records.status(reference)]).toEqual([undefined, undefined]);
+    const id = await server.cri.mustPull(reference);
+    expect(await records.image(reference)).toMatchObject({
+      labels: { "io.cri-containerd.image": "managed" },
+    });
+    expect(await records.status(reference)).toMatchObject({ id, tags: [reference] });
     await server.cri.removeImage(reference);
     expect(await containerd.facts(signal)).toEqual(expected);
   } finally {

@@ -67,8 +67,23 @@ describe("1.x, by CRI Status", () => {
       registryConfigPath: ["/a", "/b"],
       discardUnpackedLayers: true,
       syncsLayers: false,
+      takesRecords: true,
+      pinnedImages: [],
       unfit: undefined,
     });
+  });
+
+  test("the sandbox image is pinned", async () => {
+    const config = { sandboxImage: "registry.k8s.io/pause:3.6" };
+    expect((await facts("1.7.24", { config })).pinnedImages).toEqual(["registry.k8s.io/pause:3.6"]);
+  });
+
+  test.each([
+    ["1.5.18", false],
+    ["1.6.20~ds1", true],
+    ["v1.7.34", true],
+  ])("records of ours on %s: %s", async (version, takesRecords) => {
+    expect((await facts(version, { config: {} })).takesRecords).toBe(takesRecords);
   });
 
   test("layers that are synced, and snapshots that are labelled with their images", async () => {
@@ -140,6 +155,16 @@ describe("2.x, by its files", () => {
     });
   });
 
+  test.each([
+    ["v2.0.11", false],
+    ["v2.1.9", true],
+    ["2.1.4", true],
+    ["v2.11.0", false],
+    ["v2.2.7", false],
+  ])("records of ours on %s: %s", async (version, takesRecords) => {
+    expect((await facts(version)).takesRecords).toBe(takesRecords);
+  });
+
   test("no file, before 2.2: no certs.d at all", async () => {
     expect((await facts("v2.1.9")).registryConfigPath).toEqual([]);
   });
@@ -205,6 +230,18 @@ endpoint = ["https://mirror.example"]`,
       `version = ${version}\n[plugins.${table}]\ndisable_snapshot_annotations = false`,
     );
     expect((await facts("v2.1.9")).unfit).toContain("disable_snapshot_annotations");
+  });
+
+  test.each([
+    [2, '"io.containerd.grpc.v1.cri"]\nsandbox_image = "example.com/pause:1"', ["example.com/pause:1"]],
+    [
+      3,
+      '"io.containerd.cri.v1.images".pinned_images]\nsandbox = "example.com/pause:2"\nother = "example.com/other"',
+      ["example.com/pause:2", "example.com/other"],
+    ],
+  ])("images that are pinned, in version %d", async (version, table, pinned) => {
+    await file("config.toml", `version = ${version}\n[plugins.${table}`);
+    expect((await facts("v2.1.9")).pinnedImages).toEqual(pinned);
   });
 
   test("a table that version 3 no longer reads says nothing", async () => {

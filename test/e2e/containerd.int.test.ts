@@ -69,6 +69,9 @@ async function committed(): Promise<number> {
   return (await readSnapshots(containerd)).filter((line) => line.startsWith("Committed")).length;
 }
 
+/** Hawser's records are refused, so that containerd is asked to pull what is there. */
+const noRecords = { code: 13, details: "injected" } as const;
+
 const codes = { ALREADY_EXISTS: 6, NOT_FOUND: 5, UNAVAILABLE: 14, INTERNAL: 13, DEADLINE_EXCEEDED: 4 };
 
 describe("a status instead of an answer, at every call of a pull", () => {
@@ -105,8 +108,10 @@ describe("a status instead of an answer, at every call of a pull", () => {
   test("PullImage itself: the caller gets just that, and the next pull succeeds", async () => {
     for (const code of Object.values(codes)) {
       let left = 1;
-      proxy.fault = (path) =>
-        pullImage.test(path) && left-- > 0 ? { code, details: "as containerd says" } : undefined;
+      proxy.fault = (path) => {
+        if (path.endsWith("Images/Create")) return noRecords;
+        return pullImage.test(path) && left-- > 0 ? { code, details: "as containerd says" } : undefined;
+      };
       const image = put();
       expect(await hawser.cri.pull(image.reference)).toMatchObject({ code, message: "as containerd says" });
       await settled(containerd);
@@ -151,6 +156,7 @@ describe("what a pull made is held until containerd has answered", () => {
       // The lower layer is committed first, and whatever comes then may fail.
       if (path.endsWith("Snapshots/Commit") && ++commits > 2 - failures)
         return { code: 13, details: "injected" };
+      if (path.endsWith("Images/Create")) return noRecords;
       if (!pullImage.test(path)) return undefined;
       isAsked = true;
       return { until: pause.opened };
@@ -177,7 +183,13 @@ describe("what a pull made is held until containerd has answered", () => {
 });
 
 test("a lease is deleted underneath, at any time: the pull succeeds", async () => {
-  for (const method of ["Snapshots/Prepare", "Snapshots/Commit", "Content/Write", "ImageService/PullImage"]) {
+  for (const method of [
+    "Snapshots/Prepare",
+    "Snapshots/Commit",
+    "Content/Write",
+    "Images/Create",
+    "ImageService/PullImage",
+  ]) {
     const image = put();
     // Calls come side by side, and each lease can be removed once.
     let removed = Promise.resolve();
@@ -186,7 +198,7 @@ test("a lease is deleted underneath, at any time: the pull succeeds", async () =
         containerd.ctr("leases", "rm", "--sync", lease.split(/\s+/)[0] ?? "");
     };
     proxy.fault = (path) => {
-      if (!path.endsWith(method)) return undefined;
+      if (!path.endsWith(method)) return path.endsWith("Images/Create") ? noRecords : undefined;
       removed = removed.then(removeLeases);
       return { until: removed };
     };
@@ -224,7 +236,8 @@ const stages: readonly (readonly [
   ["preparing", () => heldByCall("Snapshots/Prepare")],
   ["committing", () => heldByCall("Snapshots/Commit")],
   ["writing metadata", () => heldByCall("Content/Write")],
-  ["registering", () => heldByCall("ImageService/PullImage")],
+  ["registering", () => heldByCall("Images/Create")],
+  ["containerd registers", () => heldByCall("ImageService/PullImage")],
 ];
 
 function repositoryOf(image: FakeImage): string {
@@ -246,7 +259,7 @@ function heldByCall(method: string) {
   const pause = gate();
   let reached = false;
   proxy.fault = (path) => {
-    if (!path.endsWith(method)) return undefined;
+    if (!path.endsWith(method)) return path.endsWith("Images/Create") ? noRecords : undefined;
     reached = true;
     return { until: pause.opened };
   };

@@ -350,6 +350,11 @@ const cases: readonly (readonly [string, Way, (repository: string) => unknown])[
     (name) => index(name, [own(name, { platform: lesser })]),
   ],
   [
+    "an index with an older architecture as well",
+    "accelerated",
+    (name) => index(name, [own(name, { platform: lesser }), own(name)]),
+  ],
+  [
     "an index with features of the system",
     "delegated",
     (name) => index(name, [own(name, { platform: { ...host, "os.features": ["x"] } }), own(name)]),

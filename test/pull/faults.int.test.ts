@@ -18,6 +18,7 @@ vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 });
 interface Outcome {
   readonly image: Pullable;
   readonly failure: PullError | undefined;
+  readonly isRegistered: boolean;
   /** Steps of the pull and of all that followed. */
   readonly steps: readonly string[];
   /** How often the strikes struck. */
@@ -41,7 +42,8 @@ async function pullUnder(rig: Rig, scene: Scene, ...strikes: readonly Strike[]):
   rig.anotherLetsGo();
   if (pulled.failure === undefined) {
     expect(rig.lacks(image), `${what}: missing or not held`).toEqual([]);
-    rig.register(image);
+    // Where we have made them, records and labels are left as we made them.
+    if (!pulled.registered) rig.register(image);
   } else {
     mustBeDelegable(pulled.failure, what);
   }
@@ -58,7 +60,8 @@ async function pullUnder(rig: Rig, scene: Scene, ...strikes: readonly Strike[]):
     // What is unavailable now is so for a while only.
     else expect(strikes.map(({ fault }) => fault.code)).not.toContain(status.UNAVAILABLE);
   }
-  return { image, failure: pulled.failure, steps, struck: struck.count() };
+  const isRegistered = pulled.registered !== undefined;
+  return { image, failure: pulled.failure, isRegistered, steps, struck: struck.count() };
 }
 
 /** Adoptions that had to wait, and the collection of what a lease held, are over a little later. */
@@ -94,6 +97,8 @@ const everyStep = [
   "Content/Write COMMIT",
   "Content/Write STAT",
   "Content/Write WRITE",
+  "ImageService/ImageStatus",
+  "Images/Create",
   "Images/Get",
   "Leases/AddResource",
   "Leases/Create",
@@ -115,8 +120,9 @@ describe.each(scenes)("$name", (scene) => {
   let steps: readonly string[];
 
   beforeAll(async () => {
-    rig = await Rig.open({ isolated: scene.isolated ?? false });
+    rig = await Rig.open({ isolated: scene.isolated ?? false, direct: scene.direct ?? false });
     const outcome = await pullUnder(rig, scene);
+    expect(outcome.isRegistered).toBe(scene.direct ?? false);
     expect(outcome.failure).toBeUndefined();
     ({ steps } = outcome);
     expect(steps.length).toBeGreaterThan(10);

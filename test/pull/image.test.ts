@@ -69,9 +69,9 @@ test("metadata that cannot be written while layers are still looked for: no laye
         claim: async () => {},
       } as unknown as Site,
       containerd: {
-        hasImage: async () => false,
+        records: { image: async () => undefined },
         lease: async () => lease,
-      } as Partial<Containerd> as Containerd,
+      } as unknown as Containerd,
       repository: {
         resolve: async () => ({ descriptor: descriptorOf(mediaTypes.ociManifest, manifest), body: manifest }),
         fetch: async () => config,
@@ -83,6 +83,7 @@ test("metadata that cannot be written while layers are still looked for: no laye
         },
       } as unknown as Work,
       keepLayers: false,
+      registersDirectly: false,
       events: { stage: () => {}, unpacked: () => {}, inFlight: () => {}, warn: () => {} },
     },
     new AbortController().signal,

@@ -28,6 +28,8 @@ beforeEach(async () => {
     registryConfigPath: [],
     discardUnpackedLayers: false,
     syncsLayers: false,
+    takesRecords: false,
+    pinnedImages: [],
     unfit: undefined,
   };
 });

@@ -14,6 +14,7 @@ import { inheritPortable } from "../../src/layer/inherit.ts";
 import type { LayerEngine } from "../../src/layer/layer.ts";
 import { unpackPortable } from "../../src/layer/portable.ts";
 import { sha256 } from "../../src/oci/digest.ts";
+import { mediaTypes } from "../../src/oci/media.ts";
 import { createPuller, type Pulled, type Puller } from "../../src/pull/pull.ts";
 import { type Site, SiteKeeper, type SiteState } from "../../src/pull/site.ts";
 import type { Registry } from "../../src/registry/registry.ts";
@@ -43,6 +44,8 @@ const engine: LayerEngine = {
 };
 
 export interface RigOptions {
+  /** Records are made by Hawser, and not by what stands in for the plugin. */
+  readonly direct?: boolean;
   /** Layers that are kept are streamed, since namespaces do not share content. */
   readonly isolated?: boolean;
   /** What is done with the fake before Hawser sees it. */
@@ -60,9 +63,11 @@ export class Rig implements AsyncDisposable {
   readonly warnings: PullError[] = [];
   readonly #client: Registry;
   readonly #keeper: SiteKeeper;
+  readonly #options: RigOptions;
   #state: SiteState | undefined;
 
-  private constructor(fake: MemoryContainerd, registry: FakeRegistry) {
+  private constructor(fake: MemoryContainerd, registry: FakeRegistry, options: RigOptions) {
+    this.#options = options;
     this.fake = fake;
     this.registry = registry;
     this.containerd = createContainerd({
@@ -89,10 +94,11 @@ export class Rig implements AsyncDisposable {
   }
 
   /** Once the site is open and what the dead left has been swept behind that. */
-  static async open({ isolated = false, prepare }: RigOptions = {}): Promise<Rig> {
+  static async open(options: RigOptions = {}): Promise<Rig> {
+    const { isolated = false, prepare } = options;
     const fake = await MemoryContainerd.start({ parent: scratch(), isolated });
     await prepare?.(fake);
-    const rig = new Rig(fake, await FakeRegistry.start());
+    const rig = new Rig(fake, await FakeRegistry.start(), options);
     await eventually(async () => {
       expect(rig.states.at(-1)).toBe("open");
       // Once before it opens, and once more behind that.
@@ -124,7 +130,8 @@ export class Rig implements AsyncDisposable {
   /** What containerd's own pull does where everything is there: a record, and labels that hold the rest. */
   register({ reference, manifestDigest, configDigest, layers, chainIDs }: Pullable): void {
     const { images, blobs } = this.fake.metadata.within(namespace);
-    images.set(reference, { labels: {}, target: manifestDigest });
+    const size = BigInt(blobs.get(manifestDigest)?.size ?? 0);
+    images.set(reference, { labels: {}, mediaType: mediaTypes.ociManifest, digest: manifestDigest, size });
     const refs: Record<string, string> = { "containerd.io/gc.ref.content.config": configDigest };
     for (const [index, { digest }] of layers.entries())
       refs[`containerd.io/gc.ref.content.l.${index}`] = digest;
@@ -207,6 +214,7 @@ export class Rig implements AsyncDisposable {
       registry: this.#client,
       engine,
       keepLayers: () => true,
+      registersDirectly: () => this.#options.direct ?? false,
       limits: {
         downloadsMax: 4,
         downloadsPerImageMax: 4,

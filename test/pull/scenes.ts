@@ -20,6 +20,8 @@ export interface Scene {
   readonly name: string;
   /** Namespaces do not share content, so that kept layers are streamed. */
   readonly isolated?: boolean;
+  /** Hawser makes the records. */
+  readonly direct?: boolean;
   /** Makes an image, and puts of it what is there before; the image's own pull is yet to come. */
   readonly set: (rig: Rig) => Promise<Pullable>;
   /** What somebody else does right before a step. */
@@ -45,6 +47,12 @@ export const scenes: readonly Scene[] = [
     isolated: true,
     set: async (rig) => putNext(rig, [layer(1_200_000)]),
     from: "Snapshots/Commit",
+  },
+  {
+    name: "records are made by us",
+    direct: true,
+    set: async (rig) => putNext(rig, [layer()]),
+    from: "Content/Write COMMIT",
   },
   {
     name: "another client is faster",

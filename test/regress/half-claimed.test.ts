@@ -32,9 +32,11 @@ test("what is being claimed is waited for", async () => {
   const asked = gate();
   const containerd = {
     sweep: async () => {},
-    hasImage: async () => {
-      await asked.opened;
-      return false;
+    records: {
+      image: async () => {
+        await asked.opened;
+        return undefined;
+      },
     },
   } as unknown as Containerd;
   const recovery = new Recovery({ containerd, instance, spools, adopted: () => {} });

@@ -687,6 +687,38 @@ export declare type GetImageResponse = Message<"containerd.GetImageResponse"> & 
 export declare const GetImageResponseSchema: GenMessage<GetImageResponse>;
 
 /**
+ * @generated from message containerd.CreateImageRequest
+ */
+export declare type CreateImageRequest = Message<"containerd.CreateImageRequest"> & {
+  /**
+   * @generated from field: containerd.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message containerd.CreateImageRequest.
+ * Use `create(CreateImageRequestSchema)` to create a new message.
+ */
+export declare const CreateImageRequestSchema: GenMessage<CreateImageRequest>;
+
+/**
+ * @generated from message containerd.CreateImageResponse
+ */
+export declare type CreateImageResponse = Message<"containerd.CreateImageResponse"> & {
+  /**
+   * @generated from field: containerd.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message containerd.CreateImageResponse.
+ * Use `create(CreateImageResponseSchema)` to create a new message.
+ */
+export declare const CreateImageResponseSchema: GenMessage<CreateImageResponse>;
+
+/**
  * @generated from message containerd.Namespace
  */
 export declare type Namespace = Message<"containerd.Namespace"> & {

@@ -144,6 +144,64 @@ export declare type PullImageResponse = Message<"runtime.v1.PullImageResponse"> 
 export declare const PullImageResponseSchema: GenMessage<PullImageResponse>;
 
 /**
+ * @generated from message runtime.v1.Image
+ */
+export declare type Image = Message<"runtime.v1.Image"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: repeated string repo_tags = 2;
+   */
+  repoTags: string[];
+
+  /**
+   * @generated from field: repeated string repo_digests = 3;
+   */
+  repoDigests: string[];
+};
+
+/**
+ * Describes the message runtime.v1.Image.
+ * Use `create(ImageSchema)` to create a new message.
+ */
+export declare const ImageSchema: GenMessage<Image>;
+
+/**
+ * @generated from message runtime.v1.ImageStatusRequest
+ */
+export declare type ImageStatusRequest = Message<"runtime.v1.ImageStatusRequest"> & {
+  /**
+   * @generated from field: runtime.v1.ImageSpec image = 1;
+   */
+  image?: ImageSpec | undefined;
+};
+
+/**
+ * Describes the message runtime.v1.ImageStatusRequest.
+ * Use `create(ImageStatusRequestSchema)` to create a new message.
+ */
+export declare const ImageStatusRequestSchema: GenMessage<ImageStatusRequest>;
+
+/**
+ * @generated from message runtime.v1.ImageStatusResponse
+ */
+export declare type ImageStatusResponse = Message<"runtime.v1.ImageStatusResponse"> & {
+  /**
+   * @generated from field: runtime.v1.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message runtime.v1.ImageStatusResponse.
+ * Use `create(ImageStatusResponseSchema)` to create a new message.
+ */
+export declare const ImageStatusResponseSchema: GenMessage<ImageStatusResponse>;
+
+/**
  * @generated from message runtime.v1.StatusRequest
  */
 export declare type StatusRequest = Message<"runtime.v1.StatusRequest"> & {

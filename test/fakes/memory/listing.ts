@@ -1,9 +1,10 @@
 // What only containerd's own client asks of the fake: lists of everything, image records, namespaces. Messages are
 // made by hand from field numbers, since Hawser has no use for them.
 
+import { readFileSync } from "node:fs";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
-import { images, namespaces } from "../../../src/containerd/methods.ts";
+import { criImages, images, namespaces } from "../../../src/containerd/methods.ts";
 import { ContentInfoSchema, SnapshotInfoSchema } from "../../../src/proto/gen/containerd_pb.js";
 import { fields, message, textOf } from "../../harness/cri.ts";
 import { Status } from "../containerd.ts";
@@ -35,13 +36,20 @@ export function serveImages(serving: Serving, metadata: Metadata): void {
   serving.unary(images.get, ({ name }, { namespace }) => {
     const image = metadata.of(namespace).images.get(name);
     if (image === undefined) throw new Status(status.NOT_FOUND, `image "${name}": not found`);
-    return { image: { name, labels: image.labels, target: { digest: image.target } } };
+    const { labels, ...target } = image;
+    return { image: { name, labels, target } };
   });
-  serving.bytes(`${services}.images.v1.Images/Create`, (request, { namespace }) => {
-    const image = fields(bytesOf(fields(request).get(1)));
-    const [name, target] = [textOf(image, 1), textOf(fields(bytesOf(image.get(3))), 2)];
-    metadata.within(namespace).images.set(name, { labels: {}, target });
-    return request;
+  serving.unary(images.create, ({ image }, { namespace }) => {
+    const { name = "", labels = {}, target } = image ?? {};
+    const { images: known } = metadata.within(namespace);
+    if (known.has(name)) throw new Status(status.ALREADY_EXISTS, `image "${name}": already exists`);
+    const { mediaType = "", digest = "", size = 0n } = target ?? {};
+    known.set(name, { labels, mediaType, digest, size });
+    return image ? { image } : {};
+  });
+  serving.unary(criImages.status, ({ image }) => {
+    const found = statusOf(image?.image ?? "", metadata);
+    return found ? { image: found } : {};
   });
   serving.bytes(`${services}.images.v1.Images/Delete`, (request, { namespace }) => {
     const name = textOf(fields(request), 1);
@@ -71,7 +79,24 @@ export function serveNamespaces(serving: Serving, metadata: Metadata): void {
   });
 }
 
-function bytesOf(values: readonly (Uint8Array | bigint)[] | undefined): Uint8Array {
-  const [value] = values ?? [];
-  return value instanceof Uint8Array ? value : Buffer.alloc(0);
+/** As CRI answers for a manifest's record, or for an id that one of them leads to. */
+function statusOf(name: string, metadata: Metadata) {
+  const { images: known } = metadata.of("k8s.io");
+  const ids = new Map([...known].map(([record, { digest }]) => [record, configOf(digest, metadata)]));
+  const id = ids.get(name) ?? [...ids.values()].find((one) => one === name);
+  if (id === undefined) return undefined;
+  const names = [...ids].filter(([record, one]) => one === id && record !== id).map(([record]) => record);
+  const isDigest = (record: string): boolean => record.includes("@");
+  return {
+    id,
+    repoTags: names.filter((record) => !isDigest(record)),
+    repoDigests: names.filter((record) => isDigest(record)),
+  };
+}
+
+function configOf(manifest: string, metadata: Metadata): string {
+  const { config } = JSON.parse(readFileSync(metadata.blobPath(manifest), "utf8")) as {
+    readonly config: { readonly digest: string };
+  };
+  return config.digest;
 }

@@ -42,9 +42,12 @@ export interface Snapshot {
   readonly id: string;
 }
 
-interface Image {
+export interface Image {
   readonly labels: Labels;
-  readonly target: string;
+  /** What it stands for: a blob. */
+  readonly mediaType: string;
+  readonly digest: string;
+  readonly size: bigint;
 }
 
 export interface Namespace {
@@ -194,6 +197,6 @@ function mark(namespace: Namespace): Set<string> {
   };
   for (const { resources } of namespace.leases.values())
     for (const [type, ids] of resources) for (const id of ids) visit(type, id);
-  for (const { target } of namespace.images.values()) visit("content", target);
+  for (const { digest } of namespace.images.values()) visit("content", digest);
   return marked;
 }
