@@ -201,11 +201,12 @@ describe("adoption", () => {
     async (code) => {
       await using hawser = await PrivateHawser.start({ containerd: proxy.address });
       const image = put(layer(), layer());
-      let isAnswered = false;
+      let isRegistered = false;
       let refused = 0;
       proxy.fault = (path) => {
-        if (path.endsWith("/PullImage")) isAnswered = true;
-        if (!isAnswered || !path.endsWith("Content/Write") || refused === 3) return undefined;
+        // What is written from here on are layers.
+        if (path.endsWith("Images/Create")) isRegistered = true;
+        if (!isRegistered || !path.endsWith("Content/Write") || refused === 3) return undefined;
         refused += 1;
         return { code, details: "injected" };
       };

@@ -52,7 +52,11 @@ test.each(["whole", "damaged", "longer", "absent"])(
       const descriptor = { mediaType: mediaTypes.ociConfig, digest: sha256(config), size: config.length };
       await mkdir(join(contentRoot, "blobs/sha256"), { recursive: true });
       const file = join(contentRoot, "blobs/sha256", descriptor.digest.slice("sha256:".length));
-      const stored = { whole: config, damaged: "x".repeat(config.length), longer: `${config} ` }[state];
+      const stored = {
+        whole: config,
+        damaged: "x".repeat(config.length),
+        longer: Buffer.concat([config, config]),
+      }[state];
       if (stored !== undefined) await writeFile(file, stored);
       const bytes = await readStored(descriptor, contentRoot);
       expect(bytes && Buffer.from(bytes).equals(config)).toBe(state === "whole" ? true : undefined);
