@@ -42,7 +42,7 @@ export interface Snapshot {
   readonly id: string;
 }
 
-export interface Image {
+interface Image {
   readonly labels: Labels;
   /** What it stands for: a blob. */
   readonly mediaType: string;
