@@ -48,6 +48,7 @@ export function createCriServer(options: CriServerOptions): CriServer {
   const server = new Server({
     "grpc.max_receive_message_length": options.messageBytesMax,
     "grpc.max_send_message_length": -1,
+    "grpc.enable_channelz": 0,
   });
   for (const path of methodPaths()) {
     if (pullPaths.has(path)) {

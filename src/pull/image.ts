@@ -18,9 +18,9 @@ import type { Keep } from "./journal.ts";
 import type { Layer } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
 import { countPresent, type Document, type Plan, type PlannedLayer, plan, readStored } from "./plan.ts";
+import { isPresent, type Known, type Memory, readKnown } from "./presence.ts";
 import type { PullEvents, Registered, Stage } from "./pull.ts";
 import {
-  isRegistered,
   isSameTarget,
   isTaken,
   type Registration,
@@ -42,8 +42,8 @@ export interface ImageOptions {
   readonly repository: Repository;
   readonly work: Work;
   readonly keepLayers: boolean;
-  /** Whether records may be looked for and made here; otherwise that is left to containerd's PullImage. */
-  readonly registersDirectly: boolean;
+  /** Images that were pulled before; absent where registration is left to containerd's PullImage in any case. */
+  readonly memory: Memory | undefined;
   readonly events: PullEvents;
 }
 
@@ -55,7 +55,7 @@ export class Image implements AsyncDisposable {
   readonly #options: ImageOptions;
   readonly #pace = { isSlow: false };
   #layers: readonly Share<Layer>[] = [];
-  #lease: LeaseShare | undefined;
+  #lease: Promise<LeaseShare> | undefined;
   /** Layers that were not there when the pull began. */
   #missing: readonly PlannedLayer[] = [];
 
@@ -79,7 +79,7 @@ export class Image implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.failure) await this.#finishBroken(this.failure);
     await Promise.all(this.#layers.map((layer) => layer[Symbol.asyncDispose]()));
-    await this.#lease?.[Symbol.asyncDispose]();
+    await (await this.#lease?.catch(() => undefined))?.[Symbol.asyncDispose]();
   }
 
   async #run(signal: AbortSignal): Promise<void> {
@@ -87,13 +87,13 @@ export class Image implements AsyncDisposable {
     failpoint("resolved");
     if (this.registered) return;
     const [planned, lease] = await this.#timed("plan", () => this.#plan(resolved, signal));
-    const { reference, site, registersDirectly } = this.#options;
-    const wanted = registersDirectly ? registrationOf(reference, planned, site.facts) : undefined;
-    const registration = wanted && isTaken(wanted) ? wanted : undefined;
+    const { reference, site, memory } = this.#options;
+    const wanted = memory && registrationOf(reference, planned, site.facts);
+    const registration = wanted && isTaken(wanted, planned) ? wanted : undefined;
     await this.#timed("layers", () => this.#fill(planned, registration, lease, signal));
     await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
     failpoint("complete");
-    if (registration) await this.#register(registration, signal);
+    if (registration) await this.#register({ registration, layers: planned.layers }, signal);
   }
 
   async #timed<T>(stage: Stage, work: () => Promise<T>): Promise<T> {
@@ -105,62 +105,65 @@ export class Image implements AsyncDisposable {
 
   /** The registry is asked in any case, for the caller's right to the image; meanwhile containerd is asked what it has. */
   async #resolve(signal: AbortSignal): Promise<Resolved> {
-    const { reference, containerd, repository } = this.#options;
-    const record = await containerd.records.image(reference.name);
+    const { reference, containerd, repository, site, memory } = this.#options;
+    const remembered = memory?.of(reference, site.facts);
+    const record = remembered?.registration.record ?? (await containerd.records.image(reference.name));
+    if (record === undefined) void this.#openLease().catch(() => {});
     const [resolved, present] = await Promise.all([
       repository.resolve(record !== undefined, signal),
-      record && this.#findPresent(record.target),
+      record && this.#findPresent(remembered, record.target),
     ]);
-    if (present && isSameTarget(present.record.target, resolved.descriptor))
-      this.registered = { id: present.id, by: "earlier" };
+    if (!present || !isSameTarget(present.registration.record.target, resolved.descriptor)) {
+      memory?.forget(reference);
+      return resolved;
+    }
+    memory?.keep(reference, site.facts, present);
+    this.registered = { id: present.registration.id, by: "earlier" };
     return resolved;
   }
 
-  /** What this target is registered as, if nothing at all is missing. Never rejects: whatever goes wrong is gone into later. */
-  async #findPresent(target: Descriptor): Promise<Registration | undefined> {
-    const { reference, containerd, site, work, keepLayers, registersDirectly } = this.#options;
-    if (!registersDirectly) return undefined;
-    try {
-      const planned = await plan(target, async (descriptor) => {
-        const bytes = await readStored(descriptor, site.facts.contentRoot);
-        if (bytes) return { bytes, isStored: true };
-        throw new PullError("not_found", `${descriptor.digest} is not in the content store`);
-      });
-      const unfinished = planned.layers.some(
-        ({ chainID, descriptor }) =>
-          work.isUnderWay(chainID) || (keepLayers && site.spools.isParked(descriptor.digest)),
-      );
-      const wanted = unfinished ? undefined : registrationOf(reference, planned, site.facts);
-      return wanted && (await isRegistered(wanted, containerd.records)) ? wanted : undefined;
-    } catch {
-      return undefined;
-    }
+  /** What this target stands for, if nothing of it is missing. */
+  async #findPresent(remembered: Known | undefined, target: Descriptor): Promise<Known | undefined> {
+    const { reference, containerd, site, work, keepLayers, memory } = this.#options;
+    if (!memory) return undefined;
+    const known = remembered ?? (await readKnown(reference, target, site.facts));
+    const isOpen = ({ chainID, descriptor }: PlannedLayer): boolean =>
+      work.isUnderWay(chainID) || (keepLayers && site.spools.isParked(descriptor.digest));
+    return known && (await isPresent(known, containerd, isOpen)) ? known : undefined;
+  }
+
+  /** Once, and while the registry is asked where it is known by then that there will be work. */
+  async #openLease(): Promise<LeaseShare> {
+    const { site, containerd } = this.#options;
+    this.#lease ??= site.claim().then(async () => {
+      const lease = await containerd.lease({ [instanceLabel]: site.instance.id });
+      failpoint("leased");
+      return shareLease(lease);
+    });
+    return await this.#lease;
   }
 
   async #plan({ descriptor: target, body }: Resolved, signal: AbortSignal): Promise<[Plan, LeaseShare]> {
-    const { site, containerd, repository } = this.#options;
-    await site.claim();
-    const share = shareLease(await containerd.lease({ [instanceLabel]: site.instance.id }));
-    this.#lease = share;
-    failpoint("leased");
-    const { lease } = share;
+    const { site, repository } = this.#options;
+    const share = await this.#openLease();
     const planned = await plan(target, async (descriptor, bytesMax) => {
       if (descriptor === target && body) return { bytes: body, isStored: false };
-      const stored = (await lease.holdContent(descriptor))
-        ? await readStored(descriptor, site.facts.contentRoot)
-        : undefined;
-      if (stored) return { bytes: stored, isStored: true };
+      // Held after it was read: what matters is that it stays.
+      const stored = await readStored(descriptor, site.facts.contentRoot);
+      if (stored && (await share.lease.holdContent(descriptor))) return { bytes: stored, isStored: true };
       return { bytes: await repository.fetch(descriptor, bytesMax, signal), isStored: false };
     });
     return [planned, share];
   }
 
   /** A failure is no failure of the pull: containerd registers what is in place. */
-  async #register(registration: Registration, signal: AbortSignal): Promise<void> {
-    const { containerd, events } = this.#options;
+  async #register(known: Known, signal: AbortSignal): Promise<void> {
+    const { containerd, events, memory, reference, site } = this.#options;
+    const { registration } = known;
     try {
       const began = performance.now();
       if (!(await register(registration, containerd.records, signal))) return;
+      memory?.keep(reference, site.facts, known);
       events.stage("register", (performance.now() - began) / 1000);
       this.registered = { id: registration.id, by: "hawser" };
     } catch {
@@ -180,7 +183,7 @@ export class Image implements AsyncDisposable {
   ): Promise<void> {
     const failed = new AbortController();
     const metadata = planned.documents.map((one) =>
-      this.#put(one, registration?.labels.get(one) ?? {}, lease),
+      this.#put(one, registration?.labels.get(one.descriptor.digest) ?? {}, lease),
     );
     failpoint("planned");
     const layers = this.#complete(planned, lease, AbortSignal.any([signal, failed.signal]));

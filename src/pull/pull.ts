@@ -13,6 +13,7 @@ import type { Digest } from "../oci/digest.ts";
 import { parseReference, type Reference } from "../oci/reference.ts";
 import type { Credentials, Registry } from "../registry/registry.ts";
 import { Image } from "./image.ts";
+import { Memory } from "./presence.ts";
 import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { Work } from "./work.ts";
@@ -97,6 +98,7 @@ class NodePuller implements Puller {
   readonly #options: PullerOptions;
   readonly #work: Work;
   readonly #images = new Sharing<Image>();
+  readonly #memory = new Memory();
   /** Results that somebody holds, and what goes on after they were given back. */
   readonly #unsettled = new Set<Promise<void>>();
   #pulls = 0;
@@ -163,7 +165,7 @@ class NodePuller implements Puller {
           repository: registry.repository(reference, credentials),
           work: this.#work,
           keepLayers: keepLayers(site.facts),
-          registersDirectly: registersDirectly(site.facts),
+          memory: registersDirectly(site.facts) ? this.#memory : undefined,
           events,
         },
         signal,

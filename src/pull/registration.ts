@@ -15,7 +15,7 @@ import { countOwn, hostPlatform } from "../oci/manifest.ts";
 import { isConfig, isIndex, isManifest } from "../oci/media.ts";
 import { isOrdinary } from "../oci/ordinary.ts";
 import { parseReference, type Reference } from "../oci/reference.ts";
-import type { Document, Plan } from "./plan.ts";
+import type { Plan } from "./plan.ts";
 
 const managedLabel = "io.cri-containerd.image";
 const referencePrefix = "containerd.io/gc.ref.content.";
@@ -34,7 +34,7 @@ export interface Registration {
   readonly record: ImageRecord;
   readonly topChainID: Digest;
   /** What each document is to be labelled with. */
-  readonly labels: ReadonlyMap<Document, Labels>;
+  readonly labels: ReadonlyMap<Digest, Labels>;
 }
 
 /**
@@ -52,11 +52,11 @@ export function registrationOf(
   if (!target || !config || !top || isPinned(reference, facts)) return undefined;
   if (target.kind === "index" && countOwn(target.children, hostPlatform()) > 1) return undefined;
   const source = sourceOf(reference);
-  const labels = new Map<Document, Labels>();
+  const labels = new Map<Digest, Labels>();
   for (const document of documents) {
     const own = document === config ? { [snapshotLabel]: top.chainID } : references(document.children, facts);
     if (own === undefined) return undefined;
-    labels.set(document, { ...own, ...source });
+    labels.set(document.descriptor.digest, { ...own, ...source });
   }
   const { mediaType, digest, size } = target.descriptor;
   const byDigest = `${reference.host}/${reference.repository}@${digest}`;
@@ -108,8 +108,8 @@ export async function isRegistered(wanted: Registration, records: Records): Prom
   const [tests, status] = await Promise.all([
     Promise.all([
       ...wanted.names.map(async (name) => isSame(await records.image(name), wanted.record)),
-      ...Array.from(wanted.labels, async ([{ descriptor }, labels]) =>
-        hasLabels(await records.contentLabels(descriptor.digest), labels),
+      ...Array.from(wanted.labels, async ([digest, labels]) =>
+        hasLabels(await records.contentLabels(digest), labels),
       ),
       records.hasSnapshot(wanted.topChainID),
     ]),
@@ -142,11 +142,11 @@ function answers(status: Awaited<ReturnType<Records["status"]>>, { id, names }: 
 }
 
 /** Whether containerd is sure to take these documents for an image, and these labels. */
-export function isTaken({ labels }: Registration): boolean {
-  return [...labels].every(
-    ([{ kind, bytes }, own]) =>
-      isOrdinary(kind, bytes) &&
-      Object.entries(own).every(([key, value]) => key.length + value.length <= labelBytesMax),
+export function isTaken({ labels }: Registration, { documents }: Plan): boolean {
+  const all = [...labels.values()].flatMap((own) => Object.entries(own));
+  return (
+    all.every(([key, value]) => key.length + value.length <= labelBytesMax) &&
+    documents.every(({ kind, bytes }) => isOrdinary(kind, bytes))
   );
 }
 

@@ -287,12 +287,8 @@ export class Requester {
       const bulk = isBulk ? await route.get(url, init.headers, signal) : undefined;
       if (bulk) return bulk;
       // Not even a HEAD costs its connection, as undici would have it: who answers one with a body loses it by that.
-      const { statusCode, headers, body } = await send(url, {
-        ...asked,
-        reset: false,
-        dispatcher: route,
-        signal,
-      });
+      const options = { ...asked, reset: false, dispatcher: route, signal };
+      const { statusCode, headers, body } = await send(url, options);
       return { status: statusCode, headers: joined(headers), body: bodyOf(body) };
     } catch (error) {
       throw transportError(error, url, signal);

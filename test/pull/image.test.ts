@@ -83,7 +83,7 @@ test("metadata that cannot be written while layers are still looked for: no laye
         },
       } as unknown as Work,
       keepLayers: false,
-      registersDirectly: false,
+      memory: undefined,
       events: { stage: () => {}, unpacked: () => {}, inFlight: () => {}, warn: () => {} },
     },
     new AbortController().signal,
