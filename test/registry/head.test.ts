@@ -54,7 +54,7 @@ afterEach(() => {
 test.each([
   ["nothing", "", 1],
   ["a body", "the manifest", 3],
-  ["another answer", `${head.replace(digest, sha256("another"))}`, 3],
+  ["another answer", head.replace(digest, sha256("another")), 3],
 ])("with %s behind its answer", async (_, sent, expected) => {
   behind = sent;
   const registry = testRegistry();
