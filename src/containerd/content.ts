@@ -53,9 +53,9 @@ export async function putContent(
   bytes: Uint8Array,
   labels: Labels,
 ): Promise<void> {
-  await write(channel, lease, descriptor, labels, async (writer) => {
-    await writer.send({ action: actions.write, offset: 0n, data: bytes });
-    return bytes.length;
+  await write(channel, lease, descriptor, labels, async (writer, commit) => {
+    // One message for all: from offset 0, containerd takes the bytes even where it could take over what lies there.
+    await writer.send({ ...commit, offset: 0n, data: bytes });
   });
 }
 
@@ -78,7 +78,12 @@ export async function adoptContent(
   const blob = join(contentRoot, "blobs", "sha256", hexOf(descriptor.digest));
   if (!(await holdContent(channel, lease, descriptor))) await place(file, blob);
   failpoint("adoption-placed");
-  await write(channel, lease, descriptor, labels, (writer) => stream(writer, handle));
+  await write(channel, lease, descriptor, labels, async (writer, commit) => {
+    const { ref, total, expected } = commit;
+    const stat = await writer.send({ action: actions.stat, ref, total, expected });
+    const offset = stat.offset === total ? total : BigInt(await stream(writer, handle));
+    await writer.send({ ...commit, offset });
+  });
 }
 
 /**
@@ -131,8 +136,16 @@ function merge(key: string, present: string | undefined, value: string): string 
   return [...new Set([...present.split(","), value])].sort().join(",");
 }
 
-/** Brings the bytes when containerd has none, and returns how many they were. */
-type Fill = (writer: Writer) => Promise<number>;
+interface Commit {
+  readonly action: typeof actions.commit;
+  readonly ref: string;
+  readonly total: bigint;
+  readonly expected: string;
+  readonly labels: Labels;
+}
+
+/** Sends what is to be sent; the last message is the given one, with offset and bytes. */
+type Fill = (writer: Writer, commit: Commit) => Promise<void>;
 
 /** Writes until the blob is there and the lease holds it; what somebody else wrote is labelled as well. */
 async function write(
@@ -160,7 +173,7 @@ async function write(
   });
 }
 
-/** One Write from STAT to COMMIT. Throws `exists` when the blob is there already. */
+/** One Write. Throws `exists` when the blob is there already. */
 async function writeOnce(
   channel: Channel,
   lease: string,
@@ -173,10 +186,7 @@ async function writeOnce(
   const limitMs = writeLimit.baseMs + descriptor.size / writeLimit.bytesPerMs;
   const writer = new Writer(channel.stream(content.write, { lease, limitMs }));
   try {
-    const stat = await writer.send({ action: actions.stat, ref, total, expected: descriptor.digest });
-    const offset = stat.offset === total ? total : BigInt(await fill(writer));
-    const commit = { action: actions.commit, ref, total, expected: descriptor.digest, offset, labels };
-    await writer.send(commit);
+    await fill(writer, { action: actions.commit, ref, total, expected: descriptor.digest, labels });
     await writer.close();
   } catch (error) {
     // The ref is locked until the stream is over.
