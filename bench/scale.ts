@@ -10,7 +10,7 @@ import { PrivateRegistry } from "../test/harness/registry.ts";
 import { interruptible } from "./interrupt.ts";
 import { bulkLayer, entriesLayer, noiseLayer } from "./made.ts";
 import { machine, median, peakMiB, programs, table } from "./measure.ts";
-import { mustBeAccelerated, pull, timeOfPulls } from "./sides.ts";
+import { mustBeAccelerated, pull, timeOfPulls, touchBytes } from "./sides.ts";
 
 const mib = 1024 * 1024;
 
@@ -20,6 +20,8 @@ interface Dimension {
   readonly counts: readonly number[];
   /** So many pulls of each, of which the median counts. */
   readonly runs: number;
+  /** What a pull of so many writes, where that is much. */
+  readonly writtenBytes?: (count: number) => number;
   readonly images: (
     count: number,
   ) => Promise<readonly (readonly TestLayer[])[]> | readonly (readonly TestLayer[])[];
@@ -42,6 +44,7 @@ const dimensions: Readonly<Record<string, Dimension>> = {
     unit: "MiB of one layer",
     counts: [1, 1024, 4096, 10_240],
     runs: 1,
+    writtenBytes: (count) => 1.2 * count * mib,
     images: async (count) => [[await bulkLayer(count * mib)]],
   },
   images: {
@@ -74,7 +77,10 @@ await interruptible(async (signal) => {
 });
 
 /** A row for each count: seconds, and what each one above the least cost. */
-async function grow({ unit, counts, runs, images }: Dimension, signal: AbortSignal): Promise<string> {
+async function grow(
+  { unit, counts, runs, writtenBytes, images }: Dimension,
+  signal: AbortSignal,
+): Promise<string> {
   const rows: string[][] = [];
   let least: { readonly count: number; readonly seconds: number } | undefined;
   for (const count of counts) {
@@ -83,7 +89,10 @@ async function grow({ unit, counts, runs, images }: Dimension, signal: AbortSign
     for (const layers of await images(count))
       references.push((await pushImage(registry, `scale/${references.length}:v1`, layers)).reference);
     const measured: Measured[] = [];
-    for (let run = 0; run < runs; run++) measured.push(await pullAll(references, signal));
+    for (let run = 0; run < runs; run++) {
+      await touchBytes(writtenBytes?.(count) ?? 0, signal);
+      measured.push(await pullAll(references, signal));
+    }
     const seconds = median(measured.map((one) => one.seconds));
     const peak = Math.max(...measured.map((one) => one.peakMiB)).toFixed(0);
     least ??= { count, seconds };

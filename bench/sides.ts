@@ -89,13 +89,20 @@ export async function timeOfPulls(
   return (performance.now() - began) / 1000;
 }
 
-/**
- * Takes and gives back as much memory as a pull needs. Some virtual machines return free pages to their host, and the
- * first touch of each then costs far more than it would on a node that has been up for a while.
- */
+/** As much memory as pulling these needs, and as much again. */
 export async function touchMemory(images: readonly BuiltImage[], signal: AbortSignal): Promise<void> {
+  await touchBytes(
+    images.reduce((sum, one) => sum + 2 * (one.compressedBytes + one.unpackedBytes), 0),
+    signal,
+  );
+}
+
+/**
+ * Takes and gives back so much memory. Some virtual machines return free pages to their host, and the first touch of
+ * each then costs far more than it would on a node that has been up for a while.
+ */
+export async function touchBytes(bytes: number, signal: AbortSignal): Promise<void> {
   const folder = await mkdtemp(join(scratch(), "touch-"));
-  const bytes = images.reduce((sum, one) => sum + 2 * (one.compressedBytes + one.unpackedBytes), 0);
   try {
     await promisify(execFile)("sh", ["-c", `exec head -c ${bytes} /dev/zero > ${folder}/zeros`], { signal });
   } finally {

@@ -73,6 +73,8 @@ export interface Records {
   image(name: string): Promise<ImageRecord | undefined>;
   /** Makes a record; throws `exists` when there is one of this name. CRI learns of it a little later. */
   createImage(name: string, record: ImageRecord): Promise<void>;
+  /** Removes a record; success when there is none. */
+  removeImage(name: string): Promise<void>;
   /** The labels of a blob; undefined when there is none in our namespace. */
   contentLabels(digest: Digest): Promise<Labels | undefined>;
   /** Gives a blob these labels besides its others; repositories that it is from are added to those it is said to be from. */

@@ -112,14 +112,17 @@ async function place(file: string, blob: string): Promise<void> {
 }
 
 /** Where containerd notes which repositories of a host have a blob, in a list. */
-export const sourcePrefix = "containerd.io/distribution.source.";
+const sourcePrefix = "containerd.io/distribution.source.";
+
+/** Most bytes of a label, key and value together (containerd's labels.Validate). */
+const labelBytesMax = 4096;
 
 /** Gives a blob labels besides those that it has. */
 export async function mergeLabels(channel: Channel, digest: Digest, labels: Labels): Promise<void> {
   if (Object.keys(labels).length === 0) return;
   const { info } = await channel.call(content.info, { digest });
   const merged = Object.entries(labels).map(
-    ([key, value]) => [key, merge(key, info?.labels[key], value)] as const,
+    ([key, value]) => [key, mergeLabel(key, info?.labels[key], value)] as const,
   );
   const changed = merged.filter(([key, value]) => info?.labels[key] !== value);
   if (changed.length === 0) return;
@@ -129,11 +132,12 @@ export async function mergeLabels(channel: Channel, digest: Digest, labels: Labe
   });
 }
 
-/** Repositories become one sorted list, as containerd writes it; everything else stays as it is. */
-function merge(key: string, present: string | undefined, value: string): string {
+/** Repositories become one sorted list, as containerd writes it, for as long as it fits; everything else stays as it is. */
+export function mergeLabel(key: string, present: string | undefined, value: string): string {
   if (!present) return value;
   if (!key.startsWith(sourcePrefix)) return present;
-  return [...new Set([...present.split(","), value])].sort().join(",");
+  const merged = [...new Set([...present.split(","), value])].sort().join(",");
+  return key.length + merged.length > labelBytesMax ? present : merged;
 }
 
 interface Commit {

@@ -95,6 +95,11 @@ export const images = {
     request: pb.CreateImageRequestSchema,
     response: pb.CreateImageResponseSchema,
   },
+  delete: {
+    path: `${services}.images.v1.Images/Delete`,
+    request: pb.DeleteImageRequestSchema,
+    response: pb.EmptySchema,
+  },
 } as const;
 
 export const namespaces = {

@@ -1,7 +1,7 @@
 // What containerd says of images, and how it is told of one: records, labels, snapshots, and CRI's own view of them.
 //
 // Nothing here is under a lease. What is found may be gone in the next moment, and what a record leads to has to be
-// there, with the labels that keep it, before the record is made. No record is ever changed or removed here.
+// there, with the labels that keep it, before the record is made. No record is ever changed here.
 
 import { PullError } from "../errors.ts";
 import type { Digest } from "../oci/digest.ts";
@@ -34,6 +34,10 @@ export class ContainerdRecords implements Records {
     await this.#channel.call(images.create, {
       image: { name, labels, target: { mediaType, digest, size: BigInt(size) } },
     });
+  }
+
+  async removeImage(name: string): Promise<void> {
+    await unlessMissing(this.#channel.call(images.delete, { name }));
   }
 
   async contentLabels(digest: Digest): Promise<Labels | undefined> {

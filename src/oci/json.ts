@@ -8,9 +8,17 @@ import { PullError } from "../errors.ts";
 
 export type Json = Readonly<Record<string, unknown>>;
 
+/**
+ * Most lists and objects of a document, and so its depth: Go goes 10,000 deep. An index of 1,000 has 3,000; millions, for
+ * which there is room, would take seconds of the main thread.
+ */
+const openingsMax = 9_000;
+
 /** The whole document as a value. */
 export function parseJson(bytes: Uint8Array, what: string): unknown {
   const text = Buffer.from(bytes).toString("utf8");
+  if (countOpenings(bytes) > openingsMax)
+    throw new PullError("unsupported", `${what} of over ${openingsMax} lists and objects`);
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -48,6 +56,15 @@ export function malformed(what: string): PullError {
 function fold(key: string): string {
   return key.toUpperCase().toLowerCase();
 }
+
+/** Those that are letters in strings are counted as well: more are unusual there too. */
+function countOpenings(bytes: Uint8Array): number {
+  let count = 0;
+  for (const byte of bytes) if (byte === openingBracket || byte === openingBrace) count += 1;
+  return count;
+}
+
+const [openingBracket, openingBrace] = [0x5b, 0x7b];
 
 /** What is left of JSON without what stands between quotes. */
 export function withoutStrings(json: string): string {

@@ -18,16 +18,17 @@ import type { Keep } from "./journal.ts";
 import type { Layer } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
 import { countPresent, type Document, type Plan, type PlannedLayer, plan, readStored } from "./plan.ts";
-import { isPresent, type Known, type Memory, readKnown } from "./presence.ts";
-import type { PullEvents, Registered, Stage } from "./pull.ts";
 import {
-  isSameTarget,
-  isTaken,
-  type Registration,
-  register,
-  registrationOf,
-  sourceOf,
-} from "./registration.ts";
+  isCurrent,
+  isPresent,
+  type Known,
+  type KnownLayer,
+  knownLayers,
+  type Memory,
+  readKnown,
+} from "./presence.ts";
+import type { PullEvents, Registered, Stage } from "./pull.ts";
+import { isTaken, type Registration, register, registrationOf, sourceOf } from "./registration.ts";
 import type { Share } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import { mustFit, type Room } from "./space.ts";
@@ -70,7 +71,8 @@ export class Image implements AsyncDisposable {
       await image.#run(signal);
     } catch (error) {
       image.failure = PullError.from(error);
-      await image.#stop(image.failure);
+      // What cannot be cleared up is swept later; the failure that is told is the pull's.
+      await image.#stop(image.failure).catch(() => {});
     }
     return image;
   }
@@ -89,11 +91,11 @@ export class Image implements AsyncDisposable {
     const [planned, lease] = await this.#timed("plan", () => this.#plan(resolved, signal));
     const { reference, site, memory } = this.#options;
     const wanted = memory && registrationOf(reference, planned, site.facts);
-    const registration = wanted && isTaken(wanted, planned) ? wanted : undefined;
+    const registration = wanted && isTaken(planned) ? wanted : undefined;
     await this.#timed("layers", () => this.#fill(planned, registration, lease, signal));
     await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
     failpoint("complete");
-    if (registration) await this.#register({ registration, layers: planned.layers }, signal);
+    if (registration) await this.#register({ registration, layers: knownLayers(planned.layers) }, signal);
   }
 
   async #timed<T>(stage: Stage, work: () => Promise<T>): Promise<T> {
@@ -113,12 +115,12 @@ export class Image implements AsyncDisposable {
       repository.resolve(record !== undefined, signal),
       record && this.#findPresent(remembered, record.target),
     ]);
-    if (!present || !isSameTarget(present.registration.record.target, resolved.descriptor)) {
+    if (present && (await isCurrent(present, resolved.descriptor, containerd))) {
+      memory?.keep(reference, site.facts, present);
+      this.registered = { id: present.registration.id, by: "earlier" };
+    } else {
       memory?.forget(reference);
-      return resolved;
     }
-    memory?.keep(reference, site.facts, present);
-    this.registered = { id: present.registration.id, by: "earlier" };
     return resolved;
   }
 
@@ -127,8 +129,8 @@ export class Image implements AsyncDisposable {
     const { reference, containerd, site, work, keepLayers, memory } = this.#options;
     if (!memory) return undefined;
     const known = remembered ?? (await readKnown(reference, target, site.facts));
-    const isOpen = ({ chainID, descriptor }: PlannedLayer): boolean =>
-      work.isUnderWay(chainID) || (keepLayers && site.spools.isParked(descriptor.digest));
+    const isOpen = ({ chainID, digest }: KnownLayer): boolean =>
+      work.isUnderWay(chainID) || (keepLayers && site.spools.isParked(digest));
     return known && (await isPresent(known, containerd, isOpen)) ? known : undefined;
   }
 
@@ -196,13 +198,9 @@ export class Image implements AsyncDisposable {
     }
   }
 
-  async #put(
-    { descriptor, bytes, isStored }: Document,
-    labels: Labels,
-    { lease }: LeaseShare,
-  ): Promise<void> {
-    if (isStored) await this.#options.containerd.records.labelContent(descriptor.digest, labels);
-    else await lease.putContent(descriptor, bytes, labels);
+  async #put(one: Document, labels: Labels, { lease }: LeaseShare): Promise<void> {
+    if (one.isStored) await this.#options.containerd.records.labelContent(one.descriptor.digest, labels);
+    else await lease.putContent(one.descriptor, one.bytes, labels);
   }
 
   async #complete({ layers }: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {

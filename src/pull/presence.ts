@@ -7,17 +7,26 @@
 import type { Containerd, ContainerdFacts } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
+import type { Digest } from "../oci/digest.ts";
 import type { Reference } from "../oci/reference.ts";
 import { type Plan, type PlannedLayer, plan, readStored } from "./plan.ts";
-import { isRegistered, type Registration, registrationOf } from "./registration.ts";
+import { isAnswered, isRegistered, isSameTarget, type Registration, registrationOf } from "./registration.ts";
 
-/** How many images are remembered. One may take 300 KiB, with the most layers that there may be; 5 KiB are usual. */
+/** How many images are remembered, and how many labels and layers one of them may have: 100 KiB at the most, usually 5. */
 const rememberedMax = 64;
+const partsMax = 500;
 
 /** An image, and what it is to be found by. */
 export interface Known {
   readonly registration: Registration;
-  readonly layers: readonly PlannedLayer[];
+  readonly layers: readonly KnownLayer[];
+}
+
+/** What tells whether something is still to be done about a layer. */
+export type KnownLayer = Pick<PlannedLayer, "chainID"> & { readonly digest: Digest };
+
+export function knownLayers(layers: readonly PlannedLayer[]): KnownLayer[] {
+  return layers.map(({ chainID, descriptor }) => ({ chainID, digest: descriptor.digest }));
 }
 
 /** Images by name, as they were when they were last pulled. */
@@ -31,8 +40,13 @@ export class Memory {
   }
 
   keep({ name }: Reference, facts: ContainerdFacts, { registration, layers }: Known): void {
-    // The map's order is that of age.
     this.#known.delete(name);
+    const parts = [...registration.labels.values()].reduce(
+      (sum, labels) => sum + Object.keys(labels).length,
+      0,
+    );
+    if (parts + layers.length > partsMax) return;
+    // The map's order is that of age.
     this.#known.set(name, { registration, layers, facts });
     const [oldest] = this.#known.keys();
     if (this.#known.size > rememberedMax && oldest !== undefined) this.#known.delete(oldest);
@@ -60,15 +74,28 @@ export async function readKnown(
     return undefined;
   }
   const registration = registrationOf(reference, planned, facts);
-  return registration && { registration, layers: planned.layers };
+  return registration && { registration, layers: knownLayers(planned.layers) };
 }
 
-/** Whether nothing is missing now; `isOpen` says that something is still to be done about a layer. Never rejects. */
+/** Whether nothing is missing now, but for CRI's word; `isOpen` says that something is still to be done about a layer. Never rejects. */
 export async function isPresent(
   { registration, layers }: Known,
   { records }: Containerd,
-  isOpen: (layer: PlannedLayer) => boolean,
+  isOpen: (layer: KnownLayer) => boolean,
 ): Promise<boolean> {
   if (layers.some(isOpen)) return false;
   return await isRegistered(registration, records).catch(() => false);
+}
+
+/**
+ * Whether it is what the registry names, and still there by the time that this is known: registries may take long to
+ * answer, and images are removed. Never rejects.
+ */
+export async function isCurrent(
+  { registration }: Known,
+  named: Descriptor,
+  { records }: Containerd,
+): Promise<boolean> {
+  if (!isSameTarget(registration.record.target, named)) return false;
+  return await isAnswered(registration, records).catch(() => false);
 }

@@ -120,8 +120,12 @@ class NodePuller implements Puller {
     const release = this.#hold();
     try {
       const reference = parseReference(text);
-      share = this.#join(reference, site, credentials);
+      const key = shareKey(reference, credentials);
+      const isFirst = !this.#images.has(key);
+      share = this.#join(key, reference, site, credentials);
       ({ failure, registered } = await whileNotAborted(share.result, signal));
+      // What the reference stands for was asked before this caller came: containerd asks once more, and for its right to it.
+      if (!isFirst) registered = undefined;
     } catch (error) {
       failure = PullError.from(error);
     }
@@ -152,9 +156,9 @@ class NodePuller implements Puller {
     };
   }
 
-  #join(reference: Reference, site: Site, credentials: Credentials | undefined): Share<Image> {
+  #join(key: string, reference: Reference, site: Site, credentials: Credentials | undefined): Share<Image> {
     const { containerd, registry, keepLayers, registersDirectly, events } = this.#options;
-    return this.#images.join(shareKey(reference, credentials), async (signal) => {
+    return this.#images.join(key, async (signal) => {
       this.#pulls += 1;
       return await Image.pull(
         {

@@ -7,21 +7,22 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { ContainerdFacts, ImageRecord, Labels, Records } from "../containerd/containerd.ts";
-import { sourcePrefix } from "../containerd/content.ts";
+import { mergeLabel } from "../containerd/content.ts";
 import { PullError, throwIfAborted } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
 import { countOwn, hostPlatform } from "../oci/manifest.ts";
-import { isConfig, isIndex, isManifest } from "../oci/media.ts";
+import { isManifest } from "../oci/media.ts";
 import { isOrdinary } from "../oci/ordinary.ts";
 import { parseReference, type Reference } from "../oci/reference.ts";
-import type { Plan } from "./plan.ts";
+import type { Document, Plan } from "./plan.ts";
 
 const managedLabel = "io.cri-containerd.image";
 const referencePrefix = "containerd.io/gc.ref.content.";
 const snapshotLabel = "containerd.io/gc.ref.snapshot.overlayfs";
-/** Most bytes of a label, key and value together (containerd's labels.Validate). */
-const labelBytesMax = 4096;
+const sourcePrefix = "containerd.io/distribution.source.";
+/** Hosts that every version of containerd takes for one, and names alike. */
+const plainHost = /^(?:[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::\d+)?|[a-z0-9-]+:\d+|localhost)$/;
 
 /** CRI is asked again after 0, 1, 2, 4 ms and so on, up to the maximum, until it knows the image or this much has gone by. */
 const pollMs = { max: 50, total: 2_000 } as const;
@@ -29,7 +30,9 @@ const pollMs = { max: 50, total: 2_000 } as const;
 export interface Registration {
   /** The image's id: the digest of its config. */
   readonly id: Digest;
-  /** Of its records: the id, the tag if there is one, and the digest. */
+  /** Of the record that is the reference's own. */
+  readonly name: string;
+  /** Of all its records: the id, the tag if there is one, and the digest. */
   readonly names: readonly string[];
   readonly record: ImageRecord;
   readonly topChainID: Digest;
@@ -49,12 +52,13 @@ export function registrationOf(
   const [target] = documents;
   const config = documents.find(({ kind }) => kind === "config");
   const top = layers.at(-1);
-  if (!target || !config || !top || isPinned(reference, facts)) return undefined;
+  if (!target || !config || !top || !plainHost.test(reference.host) || isPinned(reference, facts))
+    return undefined;
   if (target.kind === "index" && countOwn(target.children, hostPlatform()) > 1) return undefined;
   const source = sourceOf(reference);
   const labels = new Map<Digest, Labels>();
   for (const document of documents) {
-    const own = document === config ? { [snapshotLabel]: top.chainID } : references(document.children, facts);
+    const own = document === config ? { [snapshotLabel]: top.chainID } : references(document, facts);
     if (own === undefined) return undefined;
     labels.set(document.descriptor.digest, { ...own, ...source });
   }
@@ -62,11 +66,16 @@ export function registrationOf(
   const byDigest = `${reference.host}/${reference.repository}@${digest}`;
   return {
     id: config.descriptor.digest,
+    name: reference.name,
     names: [...new Set([config.descriptor.digest, reference.name, byDigest])],
     record: { target: { mediaType, digest, size }, labels: { [managedLabel]: "managed" } },
     topChainID: top.chainID,
     labels,
   };
+}
+
+function isSource(key: string): boolean {
+  return key.startsWith(sourcePrefix);
 }
 
 /** The label of blobs from this repository. */
@@ -90,36 +99,37 @@ function canonical(name: string): string | undefined {
 }
 
 /** Labels by which a document keeps what it names; undefined where containerd's are of another kind. */
-function references(children: readonly Descriptor[], facts: ContainerdFacts): Labels | undefined {
-  const labels: Record<string, Digest> = {};
-  let [manifests, layers] = [0, 0];
-  for (const { mediaType, digest } of children) {
-    if (isConfig(mediaType)) labels[`${referencePrefix}config`] = digest;
-    else if (isManifest(mediaType) || isIndex(mediaType))
-      labels[`${referencePrefix}m.${manifests++}`] = digest;
-    else if (!/\.layer\.|rootfs\.diff/.test(mediaType)) return undefined;
-    else if (!facts.discardUnpackedLayers) labels[`${referencePrefix}l.${layers++}`] = digest;
+function references({ kind, children }: Document, facts: ContainerdFacts): Labels | undefined {
+  if (kind === "index") {
+    if (!children.every(({ mediaType }) => isManifest(mediaType))) return undefined;
+    return Object.fromEntries(children.map(({ digest }, nth) => [`${referencePrefix}m.${nth}`, digest]));
   }
-  return labels;
+  const [config, ...layers] = children;
+  const kept = facts.discardUnpackedLayers ? [] : layers;
+  return {
+    ...(config && { [`${referencePrefix}config`]: config.digest }),
+    ...Object.fromEntries(kept.map(({ digest }, nth) => [`${referencePrefix}l.${nth}`, digest])),
+  };
 }
 
-/** Whether nothing is left to be done for this image. */
+/** Whether records, labels and snapshots are there. CRI is another matter: {@link isAnswered}. */
 export async function isRegistered(wanted: Registration, records: Records): Promise<boolean> {
-  const [tests, status] = await Promise.all([
-    Promise.all([
-      ...wanted.names.map(async (name) => isSame(await records.image(name), wanted.record)),
-      ...Array.from(wanted.labels, async ([digest, labels]) =>
-        hasLabels(await records.contentLabels(digest), labels),
-      ),
-      records.hasSnapshot(wanted.topChainID),
-    ]),
-    records.status(wanted.id),
+  const tests = await Promise.all([
+    ...wanted.names.map(async (name) => isSame(name, await records.image(name), wanted)),
+    ...Array.from(wanted.labels, async ([digest, labels]) =>
+      hasLabels(await records.contentLabels(digest), labels),
+    ),
+    records.hasSnapshot(wanted.topChainID),
   ]);
-  return tests.every(Boolean) && answers(status, wanted);
+  return tests.every(Boolean);
 }
 
-function isSame(found: ImageRecord | undefined, { target, labels }: ImageRecord): boolean {
-  return found !== undefined && isSameTarget(found.target, target) && hasLabels(found.labels, labels);
+/** Whether the record is as containerd would leave it: it writes the labels of the reference's own anew. */
+function isSame(name: string, found: ImageRecord | undefined, wanted: Registration): boolean {
+  const { target, labels } = wanted.record;
+  if (found === undefined || !isSameTarget(found.target, target) || !hasLabels(found.labels, labels))
+    return false;
+  return name !== wanted.name || Object.keys(found.labels).length === Object.keys(labels).length;
 }
 
 /** Whether two records with these targets stand for one image. */
@@ -130,52 +140,77 @@ export function isSameTarget(one: Descriptor, other: Descriptor): boolean {
 function hasLabels(found: Labels | undefined, wanted: Labels): boolean {
   return Object.entries(wanted).every(([key, value]) => {
     const present = found?.[key];
-    return present === value || (key.startsWith(sourcePrefix) && present?.split(",").includes(value));
+    return (
+      present !== undefined &&
+      mergeLabel(key, present, value) === present &&
+      (isSource(key) || present === value)
+    );
   });
 }
 
 /** Whether CRI knows the image by its id and under every name. */
-function answers(status: Awaited<ReturnType<Records["status"]>>, { id, names }: Registration): boolean {
+export async function isAnswered({ id, names }: Registration, records: Records): Promise<boolean> {
+  const status = await records.status(id);
   if (status?.id !== id) return false;
   const known = new Set([id, ...status.tags, ...status.digests]);
   return names.every((name) => known.has(name));
 }
 
-/** Whether containerd is sure to take these documents for an image, and these labels. */
-export function isTaken({ labels }: Registration, { documents }: Plan): boolean {
-  const all = [...labels.values()].flatMap((own) => Object.entries(own));
-  return (
-    all.every(([key, value]) => key.length + value.length <= labelBytesMax) &&
-    documents.every(({ kind, bytes }) => isOrdinary(kind, bytes))
-  );
+/** Whether containerd is sure to take these documents for an image. */
+export function isTaken({ documents }: Plan): boolean {
+  return documents.every(({ kind, bytes }) => isOrdinary(kind, bytes));
 }
 
 /**
  * Makes the records of an image whose documents and snapshots are in place, and waits until CRI answers for it. False
- * when it is not for us to finish: a name stands for something else, or CRI does not come to know it.
+ * when it is not for us to finish: a name stands for something else, or CRI does not come to know it. Then, and when it
+ * throws, no record that it made is left: nobody would remove those of an image that containerd refuses.
  */
 export async function register(
   wanted: Registration,
   records: Records,
   signal: AbortSignal,
 ): Promise<boolean> {
-  const made = await Promise.all(wanted.names.map((name) => makeRecord(name, wanted.record, records)));
-  if (!made.every(Boolean)) return false;
+  const made: string[] = [];
+  const make = async (name: string): Promise<boolean> => {
+    const isMade = await makeRecord(name, wanted, records);
+    if (isMade === "made") made.push(name);
+    return isMade !== undefined;
+  };
+  let isDone = false;
+  try {
+    const outcomes = await Promise.allSettled(wanted.names.map(make));
+    const failed = outcomes.find(({ status }) => status === "rejected");
+    if (failed?.status === "rejected") throw failed.reason;
+    const isOurs = outcomes.every((outcome) => outcome.status === "fulfilled" && outcome.value);
+    isDone = isOurs && (await untilAnswered(wanted, records, signal));
+    return isDone;
+  } finally {
+    if (!isDone) await Promise.allSettled(made.map((name) => records.removeImage(name)));
+  }
+}
+
+async function untilAnswered(wanted: Registration, records: Records, signal: AbortSignal): Promise<boolean> {
   const deadline = performance.now() + pollMs.total;
   for (let pauseMs = 0; performance.now() < deadline; pauseMs = Math.min(2 * pauseMs || 1, pollMs.max)) {
     throwIfAborted(signal);
-    if (answers(await records.status(wanted.id), wanted)) return true;
+    if (await isAnswered(wanted, records)) return true;
     await sleep(pauseMs, undefined, { signal }).catch(() => {});
   }
   return false;
 }
 
-async function makeRecord(name: string, record: ImageRecord, records: Records): Promise<boolean> {
+/** Undefined when there is another of this name. */
+async function makeRecord(
+  name: string,
+  wanted: Registration,
+  records: Records,
+): Promise<"made" | "found" | undefined> {
   try {
-    await records.createImage(name, record);
-    return true;
+    await records.createImage(name, wanted.record);
+    return "made";
   } catch (error) {
     if (!(error instanceof PullError && error.code === "exists")) throw error;
-    return isSame(await records.image(name), record);
+    return isSame(name, await records.image(name), wanted) ? "found" : undefined;
   }
 }

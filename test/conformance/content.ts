@@ -69,6 +69,12 @@ export function describeContent(bench: () => Bench): void {
       const labels = { [source]: "a/a,b/b,c/c", "example.com/a": "1" };
       expect(await records.contentLabels(descriptor.digest)).toEqual(labels);
       expect(await records.contentLabels(blob().descriptor.digest)).toBe(undefined);
+      // As many as a label has room for; the others are not noted, as with containerd.
+      for (let count = 0; count < 20; count++)
+        await records.labelContent(descriptor.digest, { [source]: `${count}`.padStart(250, "z") });
+      const { [source]: full = "" } = (await records.contentLabels(descriptor.digest)) ?? {};
+      expect(source.length + full.length).toBeLessThanOrEqual(4096);
+      expect(full.split(",")).toHaveLength(19);
     });
 
     test("many pulls may put the same blob at once, and each of them holds it then", async () => {

@@ -318,6 +318,33 @@ const cases: readonly (readonly [string, Way, (repository: string) => unknown])[
         },
       }),
   ],
+  ...([5, "!!!"] as const).map(
+    (data) =>
+      [
+        `a subject with the bytes ${JSON.stringify(data)}`,
+        "refused",
+        (name: string) =>
+          image(name, {
+            manifest: {
+              subject: { mediaType: mediaTypes.ociManifest, digest: sha256(Buffer.from("x")), size: 1, data },
+            },
+          }),
+      ] as const,
+  ),
+  [
+    "an index with another index",
+    "accelerated",
+    (name) =>
+      index(name, [
+        {
+          mediaType: mediaTypes.ociIndex,
+          digest: sha256(Buffer.from("x")),
+          size: 1,
+          platform: { os: "linux", architecture: "s390x" },
+        },
+        own(name),
+      ]),
+  ],
   [
     "fewer diffIDs than layers",
     "refused",

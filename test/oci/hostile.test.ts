@@ -61,8 +61,13 @@ test.each<[string, () => Buffer]>([
 });
 
 test("100,000 layers are refused; giant annotations are passed over", () => {
-  const many = Array.from({ length: 100_000 }, () => layer);
-  expect(refusal(() => parseManifest(manifestWith({ layers: many }))).message).toContain("100000 layers");
+  const layers = (length: number): unknown[] => Array.from({ length }, () => layer);
+  expect(refusal(() => parseManifest(manifestWith({ layers: layers(100_000) }))).message).toContain(
+    "over 9000 lists and objects",
+  );
+  expect(refusal(() => parseManifest(manifestWith({ layers: layers(2_000) }))).message).toContain(
+    "2000 layers",
+  );
   const annotated = manifestWith({ annotations: { key: "v".repeat(3_000_000) } });
   expect(parseManifest(annotated).layers).toHaveLength(1);
 });

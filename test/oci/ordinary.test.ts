@@ -123,6 +123,8 @@ describe("a manifest or an index with", () => {
     ["manifest", "layers/0/size", "5"],
     ["manifest", "layers/0/platform", "linux"],
     ["manifest", "subject", []],
+    ["manifest", "subject/data", 5],
+    ["manifest", "layers/0/data", "AAAA"],
     ["manifest", "annotations", { a: [] }],
     ["manifest", "Layers", []],
     ["index", "manifests/0/platform/os.version", 1],

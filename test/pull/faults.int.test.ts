@@ -99,6 +99,7 @@ const everyStep = [
   "Content/Write WRITE",
   "ImageService/ImageStatus",
   "Images/Create",
+  "Images/Delete",
   "Images/Get",
   "Leases/AddResource",
   "Leases/Create",

@@ -719,6 +719,22 @@ export declare type CreateImageResponse = Message<"containerd.CreateImageRespons
 export declare const CreateImageResponseSchema: GenMessage<CreateImageResponse>;
 
 /**
+ * @generated from message containerd.DeleteImageRequest
+ */
+export declare type DeleteImageRequest = Message<"containerd.DeleteImageRequest"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message containerd.DeleteImageRequest.
+ * Use `create(DeleteImageRequestSchema)` to create a new message.
+ */
+export declare const DeleteImageRequestSchema: GenMessage<DeleteImageRequest>;
+
+/**
  * @generated from message containerd.Namespace
  */
 export declare type Namespace = Message<"containerd.Namespace"> & {
