@@ -153,7 +153,9 @@ describe("the disk is full from a call to containerd on", () => {
         volume.fill(0);
       }
       hasPassed ||= path.endsWith(after);
-      return undefined;
+      // Without records of ours containerd is asked to pull what is there.
+      const isRefused = method.endsWith("/PullImage") && path.endsWith("Images/Create");
+      return isRefused ? { code: 13, details: "injected" } : undefined;
     };
     return () => isFull;
   }
@@ -171,6 +173,7 @@ describe("the disk is full from a call to containerd on", () => {
     "Content/Write",
     "Snapshots/Prepare",
     "Snapshots/Commit",
+    "Images/Create",
     "ImageService/PullImage",
   ])("%s: containerd's own answer, and with room it is pulled and nothing is left", async (method) => {
     const isFull = fillAt(method);
@@ -186,7 +189,7 @@ describe("the disk is full from a call to containerd on", () => {
   });
 
   test("keeping the layers, after the answer: the image is there, and nothing else is left", async () => {
-    const isFull = fillAt("Content/Info", "ImageService/PullImage");
+    const isFull = fillAt("Content/Info", "Images/Create");
     const image = fake.put("disk/keeping:v1", [noise("one", 2 * mebibyte), noise("two", 2 * mebibyte)]);
     expect(await hawser.cri.pull(image.reference)).toEqual({ value: image.configDigest });
     await eventually(async () => expect(isFull()).toBe(true), "the adoption");

@@ -49,6 +49,9 @@ function hangAt(method: string): { readonly reached: Promise<void>; goOn(): void
   const hung = gate();
   const reached = gate();
   proxy.fault = (path) => {
+    // Without records of ours containerd is asked to pull what is there.
+    if (method.endsWith("/PullImage") && path.endsWith("Images/Create"))
+      return { code: 13, details: "injected" };
     if (!path.endsWith(method)) return undefined;
     process.kill(containerd.pid, "SIGSTOP");
     reached.open();
@@ -88,7 +91,14 @@ test("SIGTERM while containerd hangs in the self-test: the process ends, and the
   await nothingLeft();
 });
 
-test.each(["Snapshots/Commit", "Leases/Delete", "Content/Write", "ImageService/PullImage"])(
+test.each([
+  "Snapshots/Commit",
+  "Leases/Delete",
+  "Content/Write",
+  "Images/Create",
+  "ImageService/ImageStatus",
+  "ImageService/PullImage",
+])(
   "SIGTERM while containerd hangs in %s of a pull: the process ends, and the next one clears up",
   async (method) => {
     await using hawser = await PrivateHawser.start({ containerd: proxy.address });
