@@ -163,6 +163,16 @@ export class Channel {
   }
 }
 
+/** The answer, or undefined where containerd says that there is no such thing. */
+export async function unlessMissing<Answer>(call: Promise<Answer>): Promise<Answer | undefined> {
+  try {
+    return await call;
+  } catch (error) {
+    if (error instanceof PullError && error.code === "not_found") return undefined;
+    throw error;
+  }
+}
+
 /** How Go words ENOSPC and EDQUOT; containerd passes them on with a status that says nothing. */
 const fullDisk = /no space left on device|disk quota exceeded/;
 

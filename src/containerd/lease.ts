@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { PullError } from "../errors.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
-import type { Channel } from "./channel.ts";
+import { type Channel, unlessMissing } from "./channel.ts";
 import type { Labels, Lease, PreparedSnapshot } from "./containerd.ts";
 import { adoptContent, holdContent, putContent } from "./content.ts";
 import { leases } from "./methods.ts";
@@ -82,11 +82,7 @@ async function removeWithActive(channel: Channel, id: string, sync: boolean): Pr
 
 /** With `sync`, garbage collection has run when it returns. */
 async function remove(channel: Channel, id: string, sync = false): Promise<void> {
-  try {
-    await channel.call(leases.delete, { id, sync });
-  } catch (error) {
-    if (!(error instanceof PullError && error.code === "not_found")) throw error;
-  }
+  await unlessMissing(channel.call(leases.delete, { id, sync }));
 }
 
 class ContainerdLease implements Lease {

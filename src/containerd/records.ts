@@ -3,9 +3,8 @@
 // Nothing here is under a lease. What is found may be gone in the next moment, and what a record leads to has to be
 // there, with the labels that keep it, before the record is made. No record is ever changed here.
 
-import { PullError } from "../errors.ts";
 import type { Digest } from "../oci/digest.ts";
-import type { Channel } from "./channel.ts";
+import { type Channel, unlessMissing } from "./channel.ts";
 import type { CriImage, ImageRecord, Labels, Records } from "./containerd.ts";
 import { mergeLabels } from "./content.ts";
 import { content, criImages, images, snapshots } from "./methods.ts";
@@ -57,14 +56,5 @@ export class ContainerdRecords implements Records {
   async status(name: string): Promise<CriImage | undefined> {
     const { image } = await this.#channel.call(criImages.status, { image: { image: name } });
     return image && { id: image.id, tags: image.repoTags, digests: image.repoDigests };
-  }
-}
-
-async function unlessMissing<Answer>(call: Promise<Answer>): Promise<Answer | undefined> {
-  try {
-    return await call;
-  } catch (error) {
-    if (error instanceof PullError && error.code === "not_found") return undefined;
-    throw error;
   }
 }

@@ -5,7 +5,7 @@ import type { MessageShape } from "@bufbuild/protobuf";
 import { PullError } from "../errors.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { MountSchema } from "../proto/gen/containerd_pb.js";
-import type { Channel } from "./channel.ts";
+import { type Channel, unlessMissing } from "./channel.ts";
 import type { Labels, PreparedSnapshot } from "./containerd.ts";
 import { leases, snapshots } from "./methods.ts";
 
@@ -131,11 +131,7 @@ function comesAndGoes(chainID: Digest): PullError {
 
 /** Success when it is gone already. */
 export async function removeSnapshot(channel: Channel, scope: Scope, key: string): Promise<void> {
-  try {
-    await channel.call(snapshots.remove, { snapshotter, key }, scope);
-  } catch (error) {
-    if (!(error instanceof PullError && error.code === "not_found")) throw error;
-  }
+  await unlessMissing(channel.call(snapshots.remove, { snapshotter, key }, scope));
 }
 
 /**
