@@ -44,7 +44,7 @@ const dimensions: Readonly<Record<string, Dimension>> = {
     unit: "MiB of one layer",
     counts: [1, 1024, 4096, 10_240],
     runs: 1,
-    writtenBytes: (count) => 1.2 * count * mib,
+    writtenBytes: (count) => count * mib,
     images: async (count) => [[await bulkLayer(count * mib)]],
   },
   images: {
@@ -90,25 +90,34 @@ async function grow(
       references.push((await pushImage(registry, `scale/${references.length}:v1`, layers)).reference);
     const measured: Measured[] = [];
     for (let run = 0; run < runs; run++) {
-      await touchBytes(writtenBytes?.(count) ?? 0, signal);
-      measured.push(await pullAll(references, signal));
+      const bytes = writtenBytes?.(count) ?? 0;
+      await touchBytes(1.2 * bytes, signal);
+      const zeros = await touchBytes(bytes, signal);
+      measured.push({ zeros, ...(await pullAll(references, signal)) });
     }
     const seconds = median(measured.map((one) => one.seconds));
     const peak = Math.max(...measured.map((one) => one.peakMiB)).toFixed(0);
     least ??= { count, seconds };
     const more = count - least.count;
     const each = more === 0 ? "" : ((1e6 * (seconds - least.seconds)) / more).toFixed(0);
-    rows.push([String(count), seconds.toFixed(2), each, peak]);
+    const zeros = writtenBytes && median(measured.map((one) => one.zeros)).toFixed(2);
+    rows.push([String(count), seconds.toFixed(2), each, peak, ...(zeros ? [zeros] : [])]);
   }
-  return table([[unit, "seconds", "µs for each more", "peak MiB"], ...rows]);
+  const zeros = writtenBytes ? ["zeros, seconds"] : [];
+  return table([[unit, "seconds", "µs for each more", "peak MiB", ...zeros], ...rows]);
 }
 
 interface Measured {
+  /** Seconds that as many zeros took to write: a machine's memory need not be linear itself. */
+  readonly zeros: number;
   readonly seconds: number;
   readonly peakMiB: number;
 }
 
-async function pullAll(references: readonly string[], signal: AbortSignal): Promise<Measured> {
+async function pullAll(
+  references: readonly string[],
+  signal: AbortSignal,
+): Promise<Omit<Measured, "zeros">> {
   await using containerd = await PrivateContainerd.start();
   await using hawser = await PrivateHawser.start({ containerd: containerd.address });
   const seconds = await timeOfPulls(hawser.cri, references, signal);

@@ -98,13 +98,16 @@ export async function touchMemory(images: readonly BuiltImage[], signal: AbortSi
 }
 
 /**
- * Takes and gives back so much memory. Some virtual machines return free pages to their host, and the first touch of
+ * Takes and gives back so much memory, and returns how many seconds that took. Some virtual machines return free pages to their host, and the first touch of
  * each then costs far more than it would on a node that has been up for a while.
  */
-export async function touchBytes(bytes: number, signal: AbortSignal): Promise<void> {
+export async function touchBytes(bytes: number, signal: AbortSignal): Promise<number> {
   const folder = await mkdtemp(join(scratch(), "touch-"));
+  const write = `exec head -c ${Math.ceil(bytes)} /dev/zero > ${folder}/zeros`;
   try {
-    await promisify(execFile)("sh", ["-c", `exec head -c ${bytes} /dev/zero > ${folder}/zeros`], { signal });
+    const began = performance.now();
+    await promisify(execFile)("sh", ["-c", write], { signal });
+    return (performance.now() - began) / 1000;
   } finally {
     await rm(folder, { recursive: true });
   }
