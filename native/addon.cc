@@ -14,6 +14,7 @@ void define(napi_env env, napi_value exports, const char *name, napi_callback ca
 NAPI_MODULE_INIT() {
   hawser::define_inflate(env, exports);
   hawser::define_fsat(env, exports);
+  hawser::define_thread(env, exports);
   hawser::define_later(env, exports);
   hawser::define_notify(env, exports);
   return exports;

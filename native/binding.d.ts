@@ -94,6 +94,10 @@ export interface Binding {
   removeTree(dir: number, name: string): number;
   /** Gives the calling thread a umask of its own, which is 0. For worker threads: the main thread's is the process's. */
   ownUmask(): number;
+  /** The calling thread, as the kernel numbers it. */
+  threadID(): number;
+  /** Has a thread of this process take only what nobody else wants of the cores (1), or its share of them (0). */
+  setIdle(threadID: number, isIdle: 0 | 1): number;
 
   /** syncfs(2) on the file system of a directory, in a thread of libuv's pool: 0 or a negative errno. */
   syncFileSystem(path: string): Promise<number>;

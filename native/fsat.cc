@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/openat2.h>
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -374,13 +373,6 @@ napi_value remove_file(napi_env env, napi_callback_info info) {
   return outcome(env, unlinkat(dir, name, 0));
 }
 
-// ownUmask(): gives the calling thread a umask of its own, 0, so that modes are what they are asked to be.
-napi_value own_umask(napi_env env, napi_callback_info) {
-  if (unshare(CLONE_FS)) return number(env, -errno);
-  umask(0);
-  return number(env, 0);
-}
-
 }  // namespace
 
 void define_fsat(napi_env env, napi_value exports) {
@@ -412,7 +404,6 @@ void define_fsat(napi_env env, napi_value exports) {
   define(env, exports, "getXattr", get_xattr);
   define(env, exports, "removeFile", remove_file);
   define(env, exports, "removeTree", remove_tree);
-  define(env, exports, "ownUmask", own_umask);
 }
 
 }  // namespace hawser

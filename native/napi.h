@@ -114,6 +114,7 @@ void define(napi_env env, napi_value exports, const char *name, napi_callback ca
 void define_inflate(napi_env env, napi_value exports);
 void define_fsat(napi_env env, napi_value exports);
 void define_later(napi_env env, napi_value exports);
+void define_thread(napi_env env, napi_value exports);
 void define_notify(napi_env env, napi_value exports);
 
 }  // namespace hawser

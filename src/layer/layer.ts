@@ -4,6 +4,7 @@
 // apply in one loop; no layer byte passes through the main thread. This room never talks to a registry or to
 // containerd, never commits anything, and never writes outside of the staging directory that it is given.
 
+import type { Demand } from "../demand.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { SpoolView } from "../spool.ts";
@@ -67,9 +68,10 @@ export interface LayerEngine {
    * right, and not before the last byte of the blob was read. Rejects with `corrupt` (wrong size, digest, diffID, bad
    * compression, bad archive), `unsupported` (containerd can, we cannot), `exhausted` (limits, disk), `cancelled`, or
    * the spool's own failure. Aborting stops the worker between two entries; the promise settles only then, so that
-   * the staging directory can be removed safely afterwards. Runs at most `threads` layers at once; more wait.
+   * the staging directory can be removed safely afterwards. Runs at most `threads` layers at once; more wait. Layers that
+   * nobody waits for take other threads, as many again at the most, and only the time that the cores have left.
    */
-  unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer>;
+  unpack(job: LayerJob, signal: AbortSignal, demand?: Demand): Promise<UnpackedLayer>;
 
   /**
    * Gives implicit directories the attributes of the nearest lower layer that has a directory there (reference 4.2,
@@ -85,6 +87,9 @@ export interface LayerEngine {
 
   /** Makes everything on the file system of this directory durable (syncfs(2)). Native engine only. */
   sync(directory: string): Promise<void>;
+
+  /** Has the unpacking of layers that nobody waits for pause, or go on, at the next entry. */
+  pause(isPaused: boolean): void;
 
   /** Ends the workers once they are idle. */
   close(): Promise<void>;

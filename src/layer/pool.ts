@@ -1,16 +1,26 @@
 // The layer room put together: a pool of worker threads that unpack, behind the face of layer.ts.
 //
 // Workers are started at once and kept, so that no pull waits for one to come up. A layer holds a slot, and for each slot
-// there are two workers, which a large layer takes both. A worker is never terminated in the middle of a layer: it is asked
-// through shared memory to stop, and does so between two entries.
+// there are two workers, which a large layer takes both. Layers that nobody waits for have slots and workers of their own,
+// which are started when they are needed and never serve anybody else. A worker is never terminated in the middle of a
+// layer: it is asked through shared memory to stop, and does so between two entries.
 
 import { Piscina } from "piscina";
+import { Demand } from "../demand.ts";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
 import { loadNative } from "../native.ts";
 import { inheritNative, inheritPortable } from "./inherit.ts";
 import type { ImplicitDirectories, LayerEngine, LayerJob, UnpackedLayer } from "./layer.ts";
 import { makeRing, type Ring } from "./ring.ts";
-import type { Failed, Outcome, Part, Task } from "./task.ts";
+import {
+  type Failed,
+  type Idling,
+  idlingCells,
+  makeIdling,
+  type Outcome,
+  type Part,
+  type Task,
+} from "./task.ts";
 
 export interface EngineOptions {
   readonly engine: "native" | "portable";
@@ -27,6 +37,14 @@ const twoLanesBytesMin = 1024 * 1024;
  * has collected its garbage, which takes a while: rings that are let go between two layers pile up.
  */
 const ringsKeptMs = 30_000;
+/** Workers of layers that nobody waits for, after the last of these. */
+const idleWorkersKeptMs = 30_000;
+
+/** Layers at once, and the workers for them. */
+interface Crew {
+  readonly slots: Slots;
+  readonly pool: Piscina<Task, Outcome>;
+}
 
 /** Throws `unsupported` when the native engine is asked for and its addon cannot be loaded. */
 export function createEngine(options: EngineOptions): LayerEngine {
@@ -35,8 +53,12 @@ export function createEngine(options: EngineOptions): LayerEngine {
 
 class WorkerEngine implements LayerEngine {
   readonly name: "native" | "portable";
-  readonly #pool: Piscina<Task, Outcome>;
-  readonly #slots: Slots;
+  readonly #options: EngineOptions;
+  readonly #crew: Crew;
+  /** See {@link Idling.paused}. */
+  readonly #paused = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  /** For layers that nobody waits for. */
+  #idleCrew: Crew | undefined;
   readonly #inherit: LayerEngine["inherit"];
   readonly #running = new Set<Promise<unknown>>();
   /** Of layers that are done, for the next ones. */
@@ -47,6 +69,7 @@ class WorkerEngine implements LayerEngine {
 
   constructor(options: EngineOptions) {
     this.name = options.engine;
+    this.#options = options;
     this.#inherit = inheritPortable;
     if (options.engine === "native") {
       const native = loadNative();
@@ -54,25 +77,20 @@ class WorkerEngine implements LayerEngine {
       this.#inherit = (upper, lowers, directories, signal) =>
         inheritNative(native.binding, upper, lowers, directories, signal);
     }
-    this.#slots = new Slots(options.threads);
-    const workers = options.engine === "native" ? 2 * options.threads : options.threads;
-    this.#pool = new Piscina({
-      filename: options.workerFile.href,
-      minThreads: workers,
-      maxThreads: workers,
-      concurrentTasksPerWorker: 1,
-    });
+    this.#crew = makeCrew(options, true);
   }
 
-  async unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer> {
+  async unpack(job: LayerJob, signal: AbortSignal, demand = new Demand(true)): Promise<UnpackedLayer> {
     throwIfAborted(signal);
+    const crew = demand.isAwaited ? this.#crew : (this.#idleCrew ??= makeCrew(this.#options, false));
+    const { slots } = crew;
     // Nothing is awaited when there is a slot, so that the workers begin before the caller goes on.
-    if (!this.#slots.take()) await this.#slots.wait(signal);
+    if (!slots.take()) await slots.wait(signal);
     if (this.#isEnding()) {
-      this.#slots.release();
+      slots.release();
       throw new PullError("cancelled", "the layer engine is closed");
     }
-    const run = this.#unpack(job, signal).finally(() => this.#slots.release());
+    const run = this.#unpack(job, crew, demand, signal).finally(() => slots.release());
     clearTimeout(this.#idle);
     this.#running.add(run);
     try {
@@ -103,9 +121,15 @@ class WorkerEngine implements LayerEngine {
     this.#isClosed = true;
     // The pool would wait for so long only, and then end its workers in the middle of a layer.
     await Promise.allSettled(this.#running);
-    await this.#pool.close();
+    await Promise.all([this.#crew.pool.close(), this.#idleCrew?.pool.close()]);
     // Set by the last of the layers that were waited for.
     clearTimeout(this.#idle);
+  }
+
+  pause(isPaused: boolean): void {
+    const cell = new Int32Array(this.#paused);
+    Atomics.store(cell, 0, isPaused ? 1 : 0);
+    if (!isPaused) Atomics.notify(cell, 0);
   }
 
   /** Asked again after a wait. */
@@ -113,16 +137,20 @@ class WorkerEngine implements LayerEngine {
     return this.#isClosed;
   }
 
-  async #unpack(job: LayerJob, signal: AbortSignal): Promise<UnpackedLayer> {
+  async #unpack(job: LayerJob, crew: Crew, demand: Demand, signal: AbortSignal): Promise<UnpackedLayer> {
     const began = performance.now();
     const cancelled = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
     const cancel = (): void => void Atomics.store(new Int32Array(cancelled), 0, 1);
     signal.addEventListener("abort", cancel, { once: true });
     if (signal.aborted) cancel();
     const ring = this.#ringFor(job);
+    const idle = crew === this.#idleCrew;
+    const tasks = partsOf(this.name, ring).map(
+      (part): Task => ({ part, job, cancelled, idling: idle ? makeIdling(this.#paused) : undefined }),
+    );
+    using _raised = demand.follow(() => wake(tasks.flatMap(({ idling }) => idling ?? [])));
     try {
-      const tasks = partsOf(this.name, ring).map((part) => ({ part, job, cancelled }));
-      const outcomes = await Promise.all(tasks.map((task) => this.#run(task, cancel)));
+      const outcomes = await Promise.all(tasks.map((task) => this.#run(crew, task, cancel)));
       return layerOf(outcomes, performance.now() - began);
     } catch (error) {
       throwIfAborted(signal);
@@ -139,9 +167,9 @@ class WorkerEngine implements LayerEngine {
   }
 
   /** A worker that fails itself is a failed layer; whoever works beside it is told to stop. */
-  async #run(task: Task, cancel: () => void): Promise<Outcome> {
+  async #run({ pool }: Crew, task: Task, cancel: () => void): Promise<Outcome> {
     try {
-      const outcome = await this.#pool.run(task);
+      const outcome = await pool.run(task);
       // The first lane may wait for bytes of a slow registry, and not notice that the second one has gone.
       if (task.part.kind === "apply" && outcome.kind === "failed") cancel();
       return outcome;
@@ -150,6 +178,30 @@ class WorkerEngine implements LayerEngine {
       const { code, message } = PullError.from(error);
       return { kind: "failed", code, message };
     }
+  }
+}
+
+function makeCrew({ engine, threads, workerFile }: EngineOptions, isKept: boolean): Crew {
+  const workers = engine === "native" ? 2 * threads : threads;
+  const pool = new Piscina<Task, Outcome>({
+    filename: workerFile.href,
+    minThreads: isKept ? workers : 0,
+    maxThreads: workers,
+    idleTimeout: isKept ? 0 : idleWorkersKeptMs,
+    concurrentTasksPerWorker: 1,
+  });
+  return { slots: new Slots(threads), pool };
+}
+
+/** Somebody waits for the layer: its workers, where they have begun, take their share of the cores from now on. */
+function wake(all: readonly Idling[]): void {
+  const native = loadNative();
+  for (const idling of all) {
+    const cells = new Int32Array(idling.own);
+    Atomics.store(cells, idlingCells.awaited, 1);
+    Atomics.notify(new Int32Array(idling.paused), 0);
+    const thread = Atomics.load(cells, idlingCells.thread);
+    if (thread !== 0 && native.kind === "loaded") native.binding.setIdle(thread, 0);
   }
 }
 

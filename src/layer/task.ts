@@ -15,6 +15,21 @@ export interface Task {
   readonly job: LayerJob;
   /** One 32-bit integer, which is not 0 once the layer is not wanted any more. */
   readonly cancelled: SharedArrayBuffer;
+  /** Where nobody waits for the layer. */
+  readonly idling: Idling | undefined;
+}
+
+export interface Idling {
+  /** Two 32-bit integers: the worker's thread once it has begun, and what is not 0 once somebody waits for the layer. */
+  readonly own: SharedArrayBuffer;
+  /** One for all such layers, which is not 0 while they are to pause. */
+  readonly paused: SharedArrayBuffer;
+}
+
+export const idlingCells = { thread: 0, awaited: 1 } as const;
+
+export function makeIdling(paused: SharedArrayBuffer): Idling {
+  return { own: new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT), paused };
 }
 
 export type Outcome =

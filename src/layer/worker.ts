@@ -3,7 +3,7 @@
 import { setPriority } from "node:os";
 import { PullError } from "../errors.ts";
 import { loadNative } from "../native.ts";
-import type { Outcome, Task } from "./task.ts";
+import { type Idling, idlingCells, type Outcome, type Task } from "./task.ts";
 import { applyLayer, inflateLayer, unpackNative } from "./unpack.ts";
 
 /** Below the main thread, which answers kubelet: Linux applies a nice value to the calling thread alone. */
@@ -22,9 +22,14 @@ export default async function unpack(task: Task): Promise<Outcome> {
   }
 }
 
-async function run({ part, job, cancelled }: Task): Promise<Outcome> {
+async function run({ part, job, cancelled, idling }: Task): Promise<Outcome> {
+  if (idling) idle(idling);
   const cell = new Int32Array(cancelled);
-  const isCancelled = (): boolean => Atomics.load(cell, 0) !== 0;
+  const isCancelled = (): boolean => {
+    const isOver = (): boolean => Atomics.load(cell, 0) !== 0;
+    if (idling) waitWhilePaused(idling, isOver);
+    return isOver();
+  };
   if (isCancelled()) throw new PullError("cancelled", "cancelled");
   if (part.kind === "portable") {
     // Its libraries are of no use to other workers.
@@ -41,4 +46,23 @@ async function run({ part, job, cancelled }: Task): Promise<Outcome> {
     case "apply":
       return { kind: "applied", layer: applyLayer(job, part.ring, binding, isCancelled) };
   }
+}
+
+const askMs = 100;
+
+function waitWhilePaused({ own, paused }: Idling, isOver: () => boolean): void {
+  const [cell, cells] = [new Int32Array(paused), new Int32Array(own)];
+  const isAwaited = (): boolean => Atomics.load(cells, idlingCells.awaited) !== 0;
+  while (Atomics.load(cell, 0) !== 0 && !isAwaited() && !isOver()) Atomics.wait(cell, 0, 1, askMs);
+}
+
+/** Takes only what others leave of the cores, unless the layer has come to be awaited: whichever side is later sees the other. */
+function idle(idling: Idling): void {
+  if (native.kind === "missing") return;
+  const { binding } = native;
+  const cells = new Int32Array(idling.own);
+  const thread = binding.threadID();
+  Atomics.store(cells, idlingCells.thread, thread);
+  binding.setIdle(thread, 1);
+  if (Atomics.load(cells, idlingCells.awaited) !== 0) binding.setIdle(thread, 0);
 }

@@ -5,14 +5,14 @@
 // layer side by side, and the records where they are ours to make. An image of which nothing is missing ends with the
 // first of these. What was reached is held until the image is disposed of, whether the pull succeeded or not.
 
-import { join } from "node:path";
-import type { Containerd, Labels } from "../containerd/containerd.ts";
+import type { Containerd, Holdable, Labels } from "../containerd/containerd.ts";
+import type { Demand } from "../demand.ts";
 import { type ErrorCode, PullError, throwIfAborted, whileNotAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
-import { hexOf } from "../oci/digest.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Repository, Resolved } from "../registry/registry.ts";
+import { Holdings } from "./holdings.ts";
 import { instanceLabel } from "./instance.ts";
 import type { Keep } from "./journal.ts";
 import type { Layer } from "./layer.ts";
@@ -27,11 +27,10 @@ import {
   type Memory,
   readKnown,
 } from "./presence.ts";
-import type { PullEvents, Registered, Stage } from "./pull.ts";
+import type { Ahead, PullEvents, Registered, Stage } from "./pull.ts";
 import { isTaken, type Registration, register, registrationOf, sourceOf } from "./registration.ts";
 import type { Share } from "./sharing.ts";
 import type { Site } from "./site.ts";
-import { mustFit, type Room } from "./space.ts";
 import type { LayerRequest, Work } from "./work.ts";
 
 export interface ImageOptions {
@@ -42,6 +41,10 @@ export interface ImageOptions {
   readonly containerd: Containerd;
   readonly repository: Repository;
   readonly work: Work;
+  /** Whether somebody waits for it. */
+  readonly demand: Demand;
+  /** Of a pull ahead of need. */
+  readonly ahead: Ahead | undefined;
   readonly keepLayers: boolean;
   /** Images that were pulled before; absent where registration is left to containerd's PullImage in any case. */
   readonly memory: Memory | undefined;
@@ -53,15 +56,21 @@ export class Image implements AsyncDisposable {
   failure: PullError | undefined;
   /** See Pulled.registered. */
   registered: Registered | undefined;
+  /** See Pulled.held. */
+  held: Holdable | undefined;
+  /** Begun when nobody waited for it. */
+  readonly isAhead: boolean;
   readonly #options: ImageOptions;
   readonly #pace = { isSlow: false };
   #layers: readonly Share<Layer>[] = [];
   #lease: Promise<LeaseShare> | undefined;
+  #asking: Disposable | undefined;
   /** Layers that were not there when the pull began. */
   #missing: readonly PlannedLayer[] = [];
 
   private constructor(options: ImageOptions) {
     this.#options = options;
+    this.isAhead = options.ahead !== undefined;
   }
 
   /** Never rejects; the outcome is in {@link failure}. */
@@ -73,12 +82,14 @@ export class Image implements AsyncDisposable {
       image.failure = PullError.from(error);
       // What cannot be cleared up is swept later; the failure that is told is the pull's.
       await image.#stop(image.failure).catch(() => {});
+      image.#asking?.[Symbol.dispose]();
     }
     return image;
   }
 
   /** Gives everything back: kept layers are adopted, the rest is dropped, and the lease is deleted last. */
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#asking?.[Symbol.dispose]();
     if (this.failure) await this.#finishBroken(this.failure);
     await Promise.all(this.#layers.map((layer) => layer[Symbol.asyncDispose]()));
     await (await this.#lease?.catch(() => undefined))?.[Symbol.asyncDispose]();
@@ -95,6 +106,7 @@ export class Image implements AsyncDisposable {
     await this.#timed("layers", () => this.#fill(planned, registration, lease, signal));
     await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
     failpoint("complete");
+    this.held = holdableOf(planned, this.#options.keepLayers);
     if (registration) await this.#register({ registration, layers: knownLayers(planned.layers) }, signal);
   }
 
@@ -107,12 +119,15 @@ export class Image implements AsyncDisposable {
 
   /** The registry is asked in any case, for the caller's right to the image; meanwhile containerd is asked what it has. */
   async #resolve(signal: AbortSignal): Promise<Resolved> {
-    const { reference, containerd, repository, site, memory } = this.#options;
+    const { reference, containerd, repository, site, memory, ahead } = this.#options;
     const remembered = memory?.of(reference, site.facts);
     const record = remembered?.registration.record ?? (await containerd.records.image(reference.name));
-    if (record === undefined) void this.#openLease().catch(() => {});
+    if (record === undefined) {
+      this.#ask();
+      void this.#openLease().catch(() => {});
+    }
     const [resolved, present] = await Promise.all([
-      repository.resolve(record !== undefined, signal),
+      repository.resolve(record !== undefined || ahead?.isKnown === true, signal),
       record && this.#findPresent(remembered, record.target),
     ]);
     if (present && (await isCurrent(present, resolved.descriptor, containerd))) {
@@ -120,8 +135,15 @@ export class Image implements AsyncDisposable {
       this.registered = { id: present.registration.id, by: "earlier" };
     } else {
       memory?.forget(reference);
+      this.#ask();
     }
     return resolved;
+  }
+
+  /** Pulls ahead of need keep back from now on; an image that is likely to be there does not take anything from them. */
+  #ask(): void {
+    const { work, demand } = this.#options;
+    this.#asking ??= work.asking(demand);
   }
 
   /** What this target stands for, if nothing of it is missing. */
@@ -204,12 +226,13 @@ export class Image implements AsyncDisposable {
   }
 
   async #complete({ layers }: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {
-    const { name, work, repository, site } = this.#options;
+    const { name, work, repository, site, demand } = this.#options;
     const present = await countPresent(layers, lease.lease, signal);
-    const unkept = await this.#findUnkept(layers.slice(0, present), lease);
+    const holdings = new Holdings(this.#options, lease.lease);
+    const unkept = await holdings.findUnkept(layers.slice(0, present));
     this.#missing = layers.slice(present);
-    await this.#borrow(this.#missing, lease);
-    const room = await this.#fit(this.#missing);
+    await holdings.borrow(this.#missing);
+    const room = await holdings.fit(this.#missing);
     throwIfAborted(signal);
     const shares: Share<Layer>[] = [];
     let parent: LayerRequest["parent"];
@@ -223,6 +246,7 @@ export class Image implements AsyncDisposable {
           parent,
           image: name,
           repository,
+          demand,
           lease,
           site,
           keep,
@@ -235,56 +259,11 @@ export class Image implements AsyncDisposable {
       parent = { chainID: layer.chainID, committed };
     }
     this.#layers = shares;
+    // Its downloads count by themselves from now on.
+    this.#asking?.[Symbol.dispose]();
     await whileNotAborted(Promise.all(shares.map((share) => share.result)), signal);
-  }
-
-  /**
-   * Layers that are committed and whose blobs are not where containerd would have them: another pull of ours has them
-   * still, or broke off and left them. Such a layer is gone through like a missing one, which brings its blob along.
-   */
-  async #findUnkept(layers: readonly PlannedLayer[], { lease }: LeaseShare): Promise<Set<PlannedLayer>> {
-    const { work, site, keepLayers } = this.#options;
-    const unkept = new Set<PlannedLayer>();
-    if (!keepLayers) return unkept;
-    for (const layer of layers) {
-      const isLeft = site.spools.isParked(layer.descriptor.digest);
-      if (work.isUnderWay(layer.chainID)) unkept.add(layer);
-      else if (isLeft && (await lease.holdContent(layer.descriptor)))
-        await site.spools.drop([layer.descriptor.digest]);
-      else if (isLeft) unkept.add(layer);
-    }
-    return unkept;
-  }
-
-  /** Blobs without their snapshots, which somebody else has fetched, are gone on with like what a pull of ours left. */
-  async #borrow(missing: readonly PlannedLayer[], { lease }: LeaseShare): Promise<void> {
-    const { site, work } = this.#options;
-    const wanted = missing.filter(
-      ({ chainID, descriptor }) => !work.isUnderWay(chainID) && !site.spools.isParked(descriptor.digest),
-    );
-    const blobs = new Map(wanted.map(({ descriptor }) => [descriptor.digest, descriptor]));
-    await Promise.all(
-      Array.from(blobs.values(), async (blob) => {
-        if (!(await lease.holdContent(blob))) return;
-        await site.spools.borrow(blob, join(site.facts.contentRoot, "blobs/sha256", hexOf(blob.digest)));
-      }),
-    );
-  }
-
-  /** What earlier pulls left in the spool gives way to a pull that needs the space, but for what it can go on with. */
-  async #fit(missing: readonly PlannedLayer[]): Promise<Room> {
-    const { site, work, keepLayers } = this.#options;
-    const { facts, spools } = site;
-    const layers = missing.filter(({ chainID }) => !work.isUnderWay(chainID));
-    const need = { layers, keep: keepLayers, present: (blob: Descriptor) => spools.presentBytes(blob) };
-    const folders = { spool: facts.contentRoot, staging: facts.snapshotterRoot };
-    try {
-      return await mustFit(need, folders);
-    } catch (error) {
-      const own = new Set(layers.map(({ descriptor }) => descriptor.digest));
-      if (!(await spools.dropAllBut(own))) throw error;
-      return await mustFit(need, folders);
-    }
+    // Until it is answered for, by whoever registers it.
+    this.#asking = work.asking(demand);
   }
 
   /** As containerd labels what it fetched (reference 2.4); undefined when layers are not kept. */
@@ -345,3 +324,11 @@ export class Image implements AsyncDisposable {
 
 /** Failures after which the same bytes are likely to be asked for again, and not by containerd alone. */
 const resumable: ReadonlySet<ErrorCode> = new Set(["cancelled", "unavailable", "slow"]);
+
+/** What is to be held of an image, that it may stay without a record. */
+function holdableOf({ documents, layers }: Plan, keepLayers: boolean): Holdable | undefined {
+  const digests = [...documents, ...(keepLayers ? layers : [])].map(({ descriptor }) => descriptor.digest);
+  const [target] = digests;
+  const bytes = layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
+  return target && { target, contents: [...new Set(digests)], chainID: layers.at(-1)?.chainID, bytes };
+}

@@ -6,6 +6,7 @@
 
 import { chmod, chown, mkdir, rename, stat } from "node:fs/promises";
 import type { Labels, PreparedSnapshot } from "../containerd/containerd.ts";
+import type { Demand } from "../demand.ts";
 import { PullError, throwIfAborted, whileNotAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { LayerEngine, LayerLimits, UnpackedLayer } from "../layer/layer.ts";
@@ -35,6 +36,7 @@ export interface LayerOptions {
   /** Called between the last write into the snapshot and its Commit, with the snapshot's folder. */
   readonly settle: (upperdir: string) => Promise<void>;
   readonly lease: LeaseShare;
+  readonly demand: Demand;
   readonly engine: LayerEngine;
   readonly selinux: Selinux;
   readonly limits: LayerLimits;
@@ -158,13 +160,13 @@ export class Layer implements AsyncDisposable {
 
   /** Undefined when the worker was given up to somebody who needs it more. */
   async #attempt(blob: Blob, signal: AbortSignal): Promise<UnpackedLayer | undefined> {
-    const { descriptor, diffID, engine, limits, staging, parent, isWorkerWanted } = this.#options;
+    const { descriptor, diffID, demand, engine, limits, staging, parent, isWorkerWanted } = this.#options;
     using _worker = await this.#options.worker(signal);
     await mkdir(staging, { mode: 0o755 });
     using stall = new Stall(blob.spool, isWorkerWanted);
     try {
       const job = { spool: blob.spool.view, staging, descriptor, diffID, base: parent === undefined, limits };
-      const unpacked = await engine.unpack(job, AbortSignal.any([signal, stall.signal]));
+      const unpacked = await engine.unpack(job, AbortSignal.any([signal, stall.signal]), demand);
       this.#options.unpacked(unpacked);
       return unpacked;
     } catch (error) {

@@ -11,6 +11,9 @@ export interface Limit {
   readonly max: number;
 }
 
+/** Smaller is more urgent. A change of it is seen when the waiters are looked at again. */
+export type Urgency = number | { readonly value: number };
+
 /** What was granted, until it is disposed of. */
 export interface Permit extends Disposable {
   /** Gives up the count under one of its names ahead of the rest, for good. */
@@ -19,8 +22,7 @@ export interface Permit extends Disposable {
 
 interface Waiter {
   readonly limits: readonly Limit[];
-  /** Smaller is more urgent. */
-  readonly urgency: number;
+  readonly urgency: Urgency;
   readonly grant: (permit: Permit) => void;
 }
 
@@ -42,7 +44,7 @@ export class Permits {
   }
 
   /** Waits for a permit; rejects with `cancelled` (or the signal's PullError) when the signal is aborted first. */
-  async acquire(limits: readonly Limit[], urgency: number, signal: AbortSignal): Promise<Permit> {
+  async acquire(limits: readonly Limit[], urgency: Urgency, signal: AbortSignal): Promise<Permit> {
     throwIfAborted(signal);
     return await new Promise<Permit>((resolve, reject) => {
       const onAbort = (): void => {
@@ -55,14 +57,19 @@ export class Permits {
       };
       const waiter: Waiter = { limits, urgency, grant };
       signal.addEventListener("abort", onAbort, { once: true });
-      const after = this.#waiters.findIndex((other) => other.urgency > urgency);
+      const after = this.#waiters.findIndex((other) => valueOf(other.urgency) > valueOf(urgency));
       this.#waiters.splice(after === -1 ? this.#waiters.length : after, 0, waiter);
-      this.grantWhatFits();
+      this.#grantWhatFits();
     });
   }
 
-  /** Looks at the waiters again. Only needed from outside when the most of a limit has grown. */
-  grantWhatFits(): void {
+  /** Looks at the waiters again where an urgency has changed, or the most of a limit has grown. */
+  review(): void {
+    this.#waiters.sort((one, other) => valueOf(one.urgency) - valueOf(other.urgency));
+    this.#grantWhatFits();
+  }
+
+  #grantWhatFits(): void {
     for (let index = 0; index < this.#waiters.length; ) {
       const waiter = this.#waiters[index];
       if (waiter === undefined) return;
@@ -85,11 +92,15 @@ export class Permits {
         if (left === 0) this.#out.delete(name);
         else this.#out.set(name, left);
       }
-      this.grantWhatFits();
+      this.#grantWhatFits();
     };
     return {
       lend: (name) => giveBack([name]),
       [Symbol.dispose]: () => giveBack([...held]),
     };
   }
+}
+
+function valueOf(urgency: Urgency): number {
+  return typeof urgency === "number" ? urgency : urgency.value;
 }

@@ -6,7 +6,8 @@
 // its pull.
 
 import { createHash } from "node:crypto";
-import type { Containerd, ContainerdFacts } from "../containerd/containerd.ts";
+import type { Containerd, ContainerdFacts, Holdable } from "../containerd/containerd.ts";
+import { Demand } from "../demand.ts";
 import { PullError, whileNotAborted } from "../errors.ts";
 import type { LayerEngine, LayerLimits } from "../layer/layer.ts";
 import type { Digest } from "../oci/digest.ts";
@@ -16,6 +17,7 @@ import { Image } from "./image.ts";
 import { Memory } from "./presence.ts";
 import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
+import type { Volume } from "./space.ts";
 import { Work } from "./work.ts";
 
 /** Up to "register" they come one behind another, once a pull; the others belong to "layers", once a layer each. */
@@ -40,8 +42,17 @@ export interface PullLimits {
   readonly unpacksMax: number;
   readonly unpacksPerImageMax: number;
   readonly layer: LayerLimits;
+  /** Cores that unpacking may keep busy. */
+  readonly cores: number;
+  readonly ahead: AheadLimits;
   /** Layers are on disk before they are committed (`unpack.durability = "syncfs"`). */
   readonly durable: boolean;
+}
+
+/** Of pulls ahead of need, besides all others. */
+interface AheadLimits {
+  readonly unpacksMax: number;
+  readonly bytesPerSecond: number | undefined;
 }
 
 export interface PullerOptions {
@@ -63,6 +74,14 @@ export interface Registered {
   readonly by: "hawser" | "earlier";
 }
 
+/** What a pull is to heed that nobody waits for. */
+export interface Ahead {
+  /** The node has had it before: what its name stands for now is asked by HEAD. */
+  readonly isKnown: boolean;
+  /** How many bytes of a volume must stay free. */
+  readonly spare: (volume: Volume) => number;
+}
+
 /** A pull's result: while it is held, everything is protected from garbage collection. */
 export interface Pulled extends AsyncDisposable {
   /**
@@ -72,6 +91,8 @@ export interface Pulled extends AsyncDisposable {
   readonly failure: PullError | undefined;
   /** Set when nothing is left to do; where it is not, containerd's PullImage has to follow. */
   readonly registered?: Registered | undefined;
+  /** Set when all of it is in place and was not found so at once. */
+  readonly held?: Holdable | undefined;
 }
 
 export interface Puller {
@@ -86,6 +107,17 @@ export interface Puller {
     credentials: Credentials | undefined,
     signal: AbortSignal,
   ): Promise<Pulled>;
+  /**
+   * The same for whoever only expects that it will be wanted: behind all that is waited for, whose pulls join what it has
+   * begun and make it theirs; and without records, since an image that is listed is one that every pod of the node may use.
+   */
+  pullAhead(
+    reference: string,
+    site: Site,
+    credentials: Credentials | undefined,
+    ahead: Ahead,
+    signal: AbortSignal,
+  ): Promise<Pulled>;
   /** Waits until every result was given back and what follows that has ended. */
   settle(): Promise<void>;
 }
@@ -98,6 +130,8 @@ class NodePuller implements Puller {
   readonly #options: PullerOptions;
   readonly #work: Work;
   readonly #images = new Sharing<Image>();
+  /** Of images on their way, by the keys that they are shared under. */
+  readonly #demands = new Map<string, Demand>();
   readonly #memory = new Memory();
   /** Results that somebody holds, and what goes on after they were given back. */
   readonly #unsettled = new Set<Promise<void>>();
@@ -109,21 +143,45 @@ class NodePuller implements Puller {
   }
 
   async pull(
-    text: string,
+    reference: string,
     site: Site,
     credentials: Credentials | undefined,
     signal: AbortSignal,
   ): Promise<Pulled> {
+    return await this.#pull({ text: reference, site, credentials, ahead: undefined }, signal);
+  }
+
+  async pullAhead(
+    reference: string,
+    site: Site,
+    credentials: Credentials | undefined,
+    ahead: Ahead,
+    signal: AbortSignal,
+  ): Promise<Pulled> {
+    return await this.#pull({ text: reference, site, credentials, ahead }, signal);
+  }
+
+  async #pull(wanted: Wanted, signal: AbortSignal): Promise<Pulled> {
     let share: Share<Image> | undefined;
     let failure: PullError | undefined;
     let registered: Registered | undefined;
+    let held: Holdable | undefined;
     const release = this.#hold();
     try {
-      const reference = parseReference(text);
-      const key = shareKey(reference, credentials);
+      const reference = parseReference(wanted.text);
+      const key = shareKey(reference, wanted.credentials);
       const isFirst = !this.#images.has(key);
-      share = this.#join(key, reference, site, credentials);
-      ({ failure, registered } = await whileNotAborted(share.result, signal));
+      if (wanted.ahead === undefined) this.#demands.get(key)?.raise();
+      share = this.#join(key, reference, wanted);
+      let image = await whileNotAborted(share.result, signal);
+      if (image.failure && image.isAhead && wanted.ahead === undefined) {
+        // It failed by what only those have to heed whom nobody waits for.
+        share.retire();
+        this.#later(share[Symbol.asyncDispose]());
+        share = this.#join(key, reference, wanted);
+        image = await whileNotAborted(share.result, signal);
+      }
+      ({ failure, registered, held } = image);
       // What the reference stands for was asked before this caller came: containerd asks once more, and for its right to it.
       if (!isFirst) registered = undefined;
     } catch (error) {
@@ -132,6 +190,7 @@ class NodePuller implements Puller {
     return {
       failure,
       registered,
+      held,
       [Symbol.asyncDispose]: async () => {
         if (share) this.#later(share[Symbol.asyncDispose]());
         release();
@@ -156,11 +215,13 @@ class NodePuller implements Puller {
     };
   }
 
-  #join(key: string, reference: Reference, site: Site, credentials: Credentials | undefined): Share<Image> {
+  #join(key: string, reference: Reference, { site, credentials, ahead }: Wanted): Share<Image> {
     const { containerd, registry, keepLayers, registersDirectly, events } = this.#options;
     return this.#images.join(key, async (signal) => {
       this.#pulls += 1;
-      return await Image.pull(
+      const demand = new Demand(ahead === undefined);
+      this.#demands.set(key, demand);
+      const image = await Image.pull(
         {
           reference,
           name: `pull ${this.#pulls}`,
@@ -168,12 +229,16 @@ class NodePuller implements Puller {
           containerd,
           repository: registry.repository(reference, credentials),
           work: this.#work,
+          demand,
+          ahead,
           keepLayers: keepLayers(site.facts),
-          memory: registersDirectly(site.facts) ? this.#memory : undefined,
+          memory: ahead === undefined && registersDirectly(site.facts) ? this.#memory : undefined,
           events,
         },
         signal,
       );
+      if (this.#demands.get(key) === demand) this.#demands.delete(key);
+      return image;
     });
   }
 
@@ -190,6 +255,14 @@ class NodePuller implements Puller {
     const promise = watched();
     this.#unsettled.add(promise);
   }
+}
+
+/** What is to be pulled, by whom, and how. */
+interface Wanted {
+  readonly text: string;
+  readonly site: Site;
+  readonly credentials: Credentials | undefined;
+  readonly ahead: Ahead | undefined;
 }
 
 /** Equal for equal references with equal credentials; the credentials are in it only as a hash. */

@@ -13,11 +13,17 @@ interface Waiter {
   readonly grant: () => void;
 }
 
+interface Offer {
+  readonly release: () => void;
+  /** Only to somebody more urgent than this. */
+  readonly urgency: number;
+}
+
 export class Quota {
   readonly #bytesMax: number;
   #reservedBytes = 0;
   readonly #waiters: Waiter[] = [];
-  readonly #offers = new Set<() => void>();
+  readonly #offers = new Set<Offer>();
 
   constructor(bytesMax: number) {
     this.#bytesMax = bytesMax;
@@ -49,11 +55,15 @@ export class Quota {
     });
   }
 
-  /** Calls `release` once somebody waits for space, or at once if somebody does. Disposing withdraws the offer. */
-  offer(release: () => void): Disposable {
-    this.#offers.add(release);
-    if (this.#waiters.length > 0) this.#takeUpOffers();
-    return { [Symbol.dispose]: () => void this.#offers.delete(release) };
+  /**
+   * Calls `release` once somebody who is more urgent waits for space, or at once if somebody does. Disposing withdraws
+   * the offer.
+   */
+  offer(release: () => void, urgency: number = Number.POSITIVE_INFINITY): Disposable {
+    const offer = { release, urgency };
+    this.#offers.add(offer);
+    this.#takeUpOffers();
+    return { [Symbol.dispose]: () => void this.#offers.delete(offer) };
   }
 
   #reservation(bytes: number): Disposable {
@@ -80,8 +90,10 @@ export class Quota {
   }
 
   #takeUpOffers(): void {
-    const offers = [...this.#offers];
-    this.#offers.clear();
-    for (const release of offers) release();
+    const [first] = this.#waiters;
+    if (first === undefined) return;
+    const taken = [...this.#offers].filter(({ urgency }) => first.urgency < urgency);
+    for (const offer of taken) this.#offers.delete(offer);
+    for (const { release } of taken) release();
   }
 }

@@ -49,6 +49,11 @@ export class Sharing<Value extends AsyncDisposable> {
     };
   }
 
+  /** Whoever comes from now on gets a new run instead of this one. */
+  retire(key: string): void {
+    this.#runs.delete(key);
+  }
+
   #start(key: string, start: (signal: AbortSignal) => Promise<Value>): Run<Value> {
     const abort = new AbortController();
     const run: Run<Value> = { result: start(abort.signal), abort, shares: 0 };

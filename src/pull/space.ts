@@ -19,6 +19,8 @@ export interface Need {
   readonly keep: boolean;
   /** How many bytes of a blob the spool has from an earlier attempt. */
   readonly present: (descriptor: Descriptor) => number;
+  /** How many bytes of a volume must stay free, where nobody waits for the image: then the estimate is a high one. */
+  readonly spare?: ((volume: Volume) => number) | undefined;
 }
 
 /** The folders that a pull fills: of spools (compressed bytes) and of staging (unpacked bytes). */
@@ -32,6 +34,7 @@ export interface Volume {
   /** Equal for two folders exactly when they share their space. */
   readonly id: string;
   readonly freeBytes: number;
+  readonly sizeBytes: number;
 }
 
 /** `tight`: all spools and all trees may not fit side by side. */
@@ -44,13 +47,14 @@ const usualRatioMax = 4;
 
 /** Throws `exhausted`, naming folder and shortfall, when the missing layers cannot fit. */
 export async function mustFit(
-  { layers, keep, present }: Need,
+  { layers, keep, present, spare }: Need,
   { spool, staging }: Filled,
   measure: (folder: string) => Promise<Volume> = volumeOf,
 ): Promise<Room> {
   // A tree is not smaller than the blob that it comes from, give or take what compression adds to random bytes.
-  const treeBytes = layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
-  if (treeBytes === 0) return "ample";
+  const leastBytes = layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
+  if (leastBytes === 0) return "ample";
+  const treeBytes = spare ? usualRatioMax * leastBytes : leastBytes;
   // One blob can be several layers.
   const blobs = new Map<Digest, Descriptor>(layers.map(({ descriptor }) => [descriptor.digest, descriptor]));
   const missing = [...blobs.values()].map((blob) => Math.max(0, blob.size - present(blob)));
@@ -58,27 +62,34 @@ export async function mustFit(
   // At the least the largest one is there beside the trees.
   const least = keep ? all : missing.reduce((most, bytes) => Math.max(most, bytes), 0);
   const [spools, trees] = await Promise.all([measure(spool), measure(staging)]);
+  const spareOf = spare ?? ((): number => reserveBytes);
   if (spools.id === trees.id) {
-    mustHave(spools, least + treeBytes, spool);
-    return keep || has(spools, all + usualRatioMax * treeBytes) ? "ample" : "tight";
+    mustHave(spools, least + treeBytes, spool, spareOf);
+    return keep || has(spools, all + usualRatioMax * leastBytes, reserveBytes) ? "ample" : "tight";
   }
-  mustHave(spools, least, spool);
-  mustHave(trees, treeBytes, staging);
-  return keep || has(spools, all) ? "ample" : "tight";
+  mustHave(spools, least, spool, spareOf);
+  mustHave(trees, treeBytes, staging, spareOf);
+  return keep || has(spools, all, reserveBytes) ? "ample" : "tight";
 }
 
-function has({ freeBytes }: Volume, neededBytes: number): boolean {
-  return neededBytes + reserveBytes <= freeBytes;
+function has({ freeBytes }: Volume, neededBytes: number, spareBytes: number): boolean {
+  return neededBytes + spareBytes <= freeBytes;
 }
 
-function mustHave(volume: Volume, neededBytes: number, folder: string): void {
-  if (has(volume, neededBytes)) return;
+function mustHave(
+  volume: Volume,
+  neededBytes: number,
+  folder: string,
+  spareOf: (volume: Volume) => number,
+): void {
+  const spareBytes = spareOf(volume);
+  if (has(volume, neededBytes, spareBytes)) return;
   const { freeBytes } = volume;
-  const shortBytes = neededBytes + reserveBytes - freeBytes;
+  const shortBytes = neededBytes + spareBytes - freeBytes;
   throw new PullError(
     "exhausted",
     `${folder} has ${mebibytes(freeBytes)} MiB free and the image needs at least ${mebibytes(neededBytes)} MiB ` +
-      `with ${mebibytes(reserveBytes)} MiB to spare: ${mebibytes(shortBytes)} MiB too little`,
+      `with ${mebibytes(spareBytes)} MiB to spare: ${mebibytes(shortBytes)} MiB too little`,
   );
 }
 
@@ -87,10 +98,11 @@ function mebibytes(bytes: number): number {
 }
 
 /** What an unprivileged writer would have, as containerd's own checks and kubelet's eviction count it. */
-async function volumeOf(folder: string): Promise<Volume> {
+export async function volumeOf(folder: string): Promise<Volume> {
   const [{ dev }, space]: [{ dev: bigint }, BigIntStatsFs] = await Promise.all([
     stat(folder, { bigint: true }),
     statfs(folder, { bigint: true }),
   ]);
-  return { id: String(dev), freeBytes: Number(space.bavail * space.bsize) };
+  const [freeBytes, sizeBytes] = [space.bavail, space.blocks].map((blocks) => Number(blocks * space.bsize));
+  return { id: String(dev), freeBytes: freeBytes ?? 0, sizeBytes: sizeBytes ?? 0 };
 }

@@ -89,8 +89,8 @@ export class Spools implements AsyncDisposable {
   }
 
   /** See {@link Quota.offer}. */
-  offer(release: () => void): Disposable {
-    return this.#quota.offer(release);
+  offer(release: () => void, urgency?: number): Disposable {
+    return this.#quota.offer(release, urgency);
   }
 
   isParked(digest: Digest): boolean {

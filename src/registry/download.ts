@@ -131,10 +131,8 @@ export class Download {
   ): Promise<void> {
     const { requester, descriptor, remaining } = this.#options;
     using pace = new Pace(() => permit.slow());
-    const received = (bytes: number): void => {
-      pace.received(bytes);
-      permit.received(bytes);
-    };
+    const revoked = permit.yielding?.revoked;
+    /** Undefined when the next part may be read at once. */
     const isAll = range.start === 0 && range.end === descriptor.size;
     const headers = {
       accept: `${descriptor.mediaType}, */*`,
@@ -145,10 +143,19 @@ export class Download {
     const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
     const isServed = response.status === 200 || response.status === 206;
     if (isServed) permit.answered(performance.now() - began);
+    const isRange = response.status === 206;
+    const breakOff = (): void => response.body.destroy();
+    const received = (bytes: number): Promise<void> | undefined => {
+      pace.received(bytes);
+      permit.received(bytes);
+      return isRange && revoked?.aborted ? undefined : permit.yielding?.goOn(bytes, signal);
+    };
     try {
-      if (response.status === 206) {
+      if (isRange) {
         checkContentRange(response.headers["content-range"], range, descriptor.size);
         ranged();
+        revoked?.addEventListener("abort", breakOff, { once: true });
+        if (revoked?.aborted) return;
         await this.#read(response, range, undefined, received, signal);
       } else if (response.status === 200) {
         const announced = response.headers["content-length"];
@@ -159,7 +166,12 @@ export class Download {
       } else {
         throw await requester.toError(response);
       }
+    } catch (error) {
+      // Broken off by ourselves: what came is kept, and the rest is asked for again.
+      if (!isRange || !revoked?.aborted) throw error;
+      throwIfAborted(signal);
     } finally {
+      revoked?.removeEventListener("abort", breakOff);
       response.body.destroy();
     }
   }
@@ -192,7 +204,7 @@ export class Download {
     response: Response,
     range: Range,
     more: Remaining | undefined,
-    told: (bytes: number) => void,
+    told: (bytes: number) => Promise<void> | undefined,
     signal: AbortSignal,
   ): Promise<void> {
     const { spool, received, requester, bandwidth } = this.#options;
@@ -201,9 +213,9 @@ export class Download {
     const parts = requester.parts(response, signal);
     for (let part = await parts.next(); part; part = await parts.next()) {
       received(part.length);
-      told(part.length);
       if (!writer.push(part)) break;
       await bandwidth?.pay(part.length, signal);
+      await told(part.length);
     }
     if (range.start < range.end) {
       const missing = range.end - range.start;

@@ -29,6 +29,18 @@ export interface RequestPermit extends Disposable {
   received(bytes: number): void;
   /** Says that the host has refused it for now, or broken it off. */
   troubled(): void;
+  /** There where the request has to make way for others. */
+  readonly yielding?: Yielding;
+}
+
+export interface Yielding {
+  /**
+   * Aborted when it is to make way. A request for a range is broken off then, what came of it is kept, and another permit
+   * is asked for; one for everything could only begin anew, and waits in {@link goOn}.
+   */
+  readonly revoked: AbortSignal;
+  /** Waits, behind so many bytes of the body, until the next may be read. Rejects when the signal is aborted. */
+  goOn(bytes: number, signal: AbortSignal): Promise<void>;
 }
 
 /** Permits for blob requests; the registry room asks for one per request it sends and disposes of it afterwards. */

@@ -2,6 +2,7 @@
 
 import { expect, test } from "vitest";
 import type { Containerd, Lease } from "../../src/containerd/containerd.ts";
+import { Demand } from "../../src/demand.ts";
 import { PullError, whileNotAborted } from "../../src/errors.ts";
 import { sha256 } from "../../src/oci/digest.ts";
 import { hostPlatform } from "../../src/oci/manifest.ts";
@@ -77,11 +78,14 @@ test("metadata that cannot be written while layers are still looked for: no laye
         fetch: async () => config,
       } as Partial<Repository> as Repository,
       work: {
+        asking: () => ({ [Symbol.dispose]: () => {} }),
         layer: () => {
           began.push("layer");
           return { result: Promise.resolve(), [Symbol.asyncDispose]: async () => {} };
         },
       } as unknown as Work,
+      demand: new Demand(true),
+      ahead: undefined,
       keepLayers: false,
       memory: undefined,
       events: { stage: () => {}, unpacked: () => {}, inFlight: () => {}, warn: () => {} },

@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import type { Lease } from "../../src/containerd/containerd.ts";
+import { Demand } from "../../src/demand.ts";
 import { noDirectories } from "../../src/layer/directories.ts";
 import type { LayerEngine } from "../../src/layer/layer.ts";
 import { sha256 } from "../../src/oci/digest.ts";
@@ -37,6 +38,7 @@ async function stepsOf(durable: boolean, syncsLayers = false): Promise<string[]>
       return { bytes: 1, entries: 0, implicitDirectories: noDirectories, waitedMs: 0, elapsedMs: 0 };
     },
     inherit: async () => {},
+    pause: () => {},
     sync: async (path: string) => void steps.push(path === upperdir ? "sync" : path),
   } as unknown as LayerEngine;
   const repository = {
@@ -53,6 +55,8 @@ async function stepsOf(durable: boolean, syncsLayers = false): Promise<string[]>
     hosts: new Map(),
     unpacksMax: 1,
     unpacksPerImageMax: 1,
+    cores: 2,
+    ahead: { unpacksMax: 1, bytesPerSecond: undefined },
     durable,
   };
   const events: PullEvents = { stage: () => {}, unpacked: () => {}, inFlight: () => {}, warn: () => {} };
@@ -75,6 +79,7 @@ async function stepsOf(durable: boolean, syncsLayers = false): Promise<string[]>
     parent: undefined,
     image: "image",
     repository,
+    demand: new Demand(true),
     lease: shareLease(lease),
     site,
     keep: undefined,

@@ -40,6 +40,7 @@ const engine: LayerEngine = {
   unpack: async (job, signal) => await unpackPortable(job, () => signal.aborted),
   inherit: inheritPortable,
   sync: async () => {},
+  pause: () => {},
   close: async () => {},
 };
 
@@ -223,6 +224,8 @@ export class Rig implements AsyncDisposable {
         unpacksMax: 2,
         unpacksPerImageMax: 2,
         layer: ample,
+        cores: 2,
+        ahead: { unpacksMax: 1, bytesPerSecond: undefined },
         durable: false,
       },
       events: {

@@ -24,8 +24,8 @@ function layersOf(...sizesMiB: number[]): PlannedLayer[] {
 function disks(spoolMiB: number, stagingMiB: number, ids: readonly [string, string]) {
   return async (folder: string): Promise<Volume> =>
     folder === "/spool"
-      ? { id: ids[0], freeBytes: spoolMiB * mebibyte }
-      : { id: ids[1], freeBytes: stagingMiB * mebibyte };
+      ? { id: ids[0], freeBytes: spoolMiB * mebibyte, sizeBytes: 1000 * mebibyte }
+      : { id: ids[1], freeBytes: stagingMiB * mebibyte, sizeBytes: 1000 * mebibyte };
 }
 
 const nothing = (): number => 0;
