@@ -35,7 +35,7 @@ const defaultFile = "/etc/hawser/hawser.toml";
 const fileBytesMax = 2 ** 20;
 
 /** Sections that DESIGN foresees and this version does not have; said apart from typing mistakes. */
-const laterSections = new Set(["trace", "prewarm"]);
+const laterSections = new Set(["trace"]);
 const later = "is not in this version yet";
 
 /** Never throws. Without a file name the default file is read if it exists; one that is named must exist. */

@@ -6,26 +6,26 @@
 
 import type { Config, Problem } from "./config.ts";
 import { createContainerd } from "./containerd/client.ts";
-import type { Containerd, ContainerdFacts } from "./containerd/containerd.ts";
+import type { Containerd } from "./containerd/containerd.ts";
 import { markAnswers } from "./cri/failover.ts";
 import { createPullHandler, type Delegation, type PullOutcome } from "./cri/images.ts";
 import { type CriServer, createCriServer } from "./cri/server.ts";
 import { PullError } from "./errors.ts";
 import type { LayerEngine } from "./layer/layer.ts";
 import { createEngine } from "./layer/pool.ts";
-import { hostStreamsOf, limitsOf, streamsOf, threadsOf } from "./limits.ts";
+import { threadsOf } from "./limits.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { parseReference } from "./oci/reference.ts";
+import { Prewarming, type PrewarmRequest, type PrewarmStatus } from "./prewarm/prewarming.ts";
 import type { PullImageRequest } from "./proto/gen/cri_pb.js";
-import { createPuller, type Pulled, type Puller } from "./pull/pull.ts";
+import type { Ahead, Pulled } from "./pull/pull.ts";
 import { SiteKeeper, type SiteState } from "./pull/site.ts";
-import { Bandwidth } from "./registry/bandwidth.ts";
-import { createRegistry } from "./registry/client.ts";
 import type { ProxySettings } from "./registry/proxy.ts";
-import type { Credentials, Registry } from "./registry/registry.ts";
-import { type Wording, wordingOf } from "./registry/wording.ts";
+import type { Credentials } from "./registry/registry.ts";
+import { wordingOf } from "./registry/wording.ts";
 import { Selinux } from "./selinux.ts";
+import { Works } from "./works.ts";
 
 export interface DaemonOptions {
   readonly config: Config;
@@ -42,6 +42,8 @@ export interface DaemonOptions {
 }
 
 export interface Daemon {
+  /** Of {@link Prewarming}; throws `unavailable` where nothing is accelerated. */
+  prewarm(request: PrewarmRequest): Promise<PrewarmStatus>;
   /** Stops accepting calls, lets running ones end for this long, cancels the rest and removes what is ours. */
   drain(timeoutMs: number): Promise<void>;
 }
@@ -53,14 +55,6 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   return daemon;
 }
 
-/** Registry and puller, as long as containerd's version and its certs.d directories stay the same. */
-interface Works {
-  readonly key: string;
-  readonly wording: Wording;
-  readonly registry: Registry;
-  readonly puller: Puller;
-}
-
 class NodeDaemon implements Daemon {
   readonly #options: DaemonOptions;
   readonly #containerd: Containerd;
@@ -68,16 +62,14 @@ class NodeDaemon implements Daemon {
   readonly #engine: LayerEngine | undefined;
   /** Why no pull is accelerated for as long as this process runs. */
   readonly #hindrance: Delegation | undefined;
-  readonly #bandwidth: Bandwidth | undefined;
+  readonly #works: Works | undefined;
+  readonly #prewarming: Prewarming | undefined;
   #site: SiteKeeper | undefined;
-  #works: Works | undefined;
   #pulls = 0;
 
   constructor(options: DaemonOptions) {
     this.#options = options;
     const { config, problems } = options;
-    const { bandwidth_limit: bytesPerSecond } = config.download;
-    this.#bandwidth = bytesPerSecond === "off" ? undefined : new Bandwidth(bytesPerSecond);
     const { snapshotter } = config.containerd;
     this.#containerd = createContainerd({
       address: config.containerd.address,
@@ -86,8 +78,13 @@ class NodeDaemon implements Daemon {
       snapshotter: snapshotter === "auto" ? undefined : snapshotter,
     });
     const engine = problems.length > 0 ? configurationProblem(problems) : makeEngine(config);
-    if ("reason" in engine) this.#hindrance = engine;
-    else this.#engine = engine;
+    if ("reason" in engine) {
+      this.#hindrance = engine;
+    } else {
+      this.#engine = engine;
+      this.#works = new Works({ ...options, containerd: this.#containerd, engine });
+      this.#prewarming = this.#makePrewarming();
+    }
     const forward = this.#containerd.forward.bind(this.#containerd);
     this.#server = createCriServer({
       socket: options.socket,
@@ -99,7 +96,7 @@ class NodeDaemon implements Daemon {
           fallback: config.fallback.enabled,
           ineligible: (request) => this.#ineligible(request),
           pull: (reference, credentials, signal) => this.#pull(reference, credentials, signal),
-          unresolved: (name) => (this.#works?.wording ?? wordingOf("")).unresolved(name),
+          unresolved: (name) => (this.#works?.present?.wording ?? wordingOf("")).unresolved(name),
           started: () => this.#count(1),
           done: (outcome) => this.#report(outcome),
           registered: (seconds) => options.metrics.stageSeconds.observe({ stage: "register" }, seconds),
@@ -137,13 +134,18 @@ class NodeDaemon implements Daemon {
     });
   }
 
+  async prewarm(request: PrewarmRequest): Promise<PrewarmStatus> {
+    if (this.#prewarming) return await this.#prewarming.answer(request);
+    throw new PullError("unavailable", `nothing is fetched ahead: ${this.#hindrance?.detail}`);
+  }
+
   async drain(timeoutMs: number): Promise<void> {
-    await this.#server.drain(timeoutMs);
+    await Promise.all([this.#server.drain(timeoutMs), this.#prewarming?.close()]);
     // What a containerd that hangs keeps us from clearing up is swept by the next instance.
     const patience = setTimeout(() => this.#containerd.close(), clearUpMs);
-    await this.#works?.puller.settle();
+    await this.#works?.settle();
     await this.#site?.[Symbol.asyncDispose]();
-    await this.#works?.registry.close();
+    await this.#works?.close();
     await this.#engine?.close();
     clearTimeout(patience);
     this.#containerd.close();
@@ -182,79 +184,48 @@ class NodeDaemon implements Daemon {
 
   async #pull(reference: string, credentials: Credentials | undefined, signal: AbortSignal): Promise<Pulled> {
     const state = this.#site?.state;
-    if (state?.kind === "open") {
-      return await this.#worksFor(state.site.facts).puller.pull(reference, state.site, credentials, signal);
-    }
-    const failure = new PullError("unavailable", "containerd went away", { temporary: true });
-    return { failure, [Symbol.asyncDispose]: async () => {} };
+    if (state?.kind !== "open" || !this.#works) return failed(away());
+    return await this.#works.of(state.site.facts).puller.pull(reference, state.site, credentials, signal);
   }
 
-  #worksFor(facts: ContainerdFacts): Works {
-    const { config, metrics, log, version, proxy } = this.#options;
-    const { download, fallback, registry: settings } = config;
-    const paths = settings.config_path === "auto" ? facts.registryConfigPath : settings.config_path;
-    const key = JSON.stringify([facts.version, paths]);
-    if (this.#works?.key === key) return this.#works;
-    const former = this.#works;
-    // Breakers begin anew with the connections.
-    metrics.breakerOpen.reset();
-    const wording = wordingOf(facts.version);
-    const registry = createRegistry({
-      configPath: paths,
-      userAgent: `hawser/${version}`,
-      wording,
-      chunkBytes: download.chunk_size,
-      streams: streamsOf(config),
-      hostStreams: hostStreamsOf(config),
-      connectTimeoutMs: download.connect_timeout,
-      progressTimeoutMs: download.progress_timeout,
-      retries: download.retries,
-      bandwidth: this.#bandwidth,
-      fallbackAfterMs: fallback.after,
-      breaker: { failures: fallback.breaker_failures, resetMs: fallback.breaker_reset },
-      proxy,
-      events: {
-        bytes: (count) => metrics.downloadedBytes.inc(count),
-        retry: (reason) => metrics.retries.inc({ reason }),
-        breaker: (host, open) => {
-          // No series is left behind: hosts come from references, which anybody may make up.
-          if (open) metrics.breakerOpen.set({ host }, 1);
-          else metrics.breakerOpen.remove({ host });
-          log.warn(
-            { host },
-            open
-              ? "a registry host fails repeatedly and is not asked for now"
-              : "a registry host answers again",
-          );
-        },
-      },
-    });
-    this.#works = { key, wording, registry, puller: this.#makePuller(registry) };
-    // Pulls that are on their way still use the former connections; they are closed when those have ended.
-    void former?.puller.settle().then(() => former.registry.close());
-    return this.#works;
+  async #fetchAhead(
+    name: string,
+    credentials: Credentials | undefined,
+    ahead: Ahead,
+    signal: AbortSignal,
+  ): Promise<Pulled> {
+    const state = this.#site?.state;
+    if (state?.kind !== "open" || !this.#works) return failed(away());
+    const excluded = this.#excluded(name);
+    if (excluded) return failed(new PullError("unsupported", excluded.detail));
+    const { puller } = this.#works.of(state.site.facts);
+    return await puller.pullAhead(name, state.site, credentials, ahead, signal);
   }
 
-  #makePuller(registry: Registry): Puller {
-    const { config, metrics, log } = this.#options;
-    const { content, containerd } = config;
-    const engine = this.#engine;
-    if (engine === undefined) throw new PullError("internal", "a pull was begun without an engine");
-    return createPuller({
-      containerd: this.#containerd,
-      registry,
-      engine,
-      keepLayers: (facts) =>
-        content.keep_layers === "auto" ? !facts.discardUnpackedLayers : content.keep_layers,
-      registersDirectly: (facts) => containerd.registration === "auto" && facts.takesRecords,
-      limits: limitsOf(config),
-      events: {
-        stage: (stage, seconds) => metrics.stageSeconds.observe({ stage }, seconds),
-        unpacked: (bytes) => metrics.unpackedBytes.inc(bytes),
-        inFlight: (what, count) => metrics.inFlight.set({ what }, count),
-        warn: (error) =>
-          log.warn({ code: error.code, detail: error.message }, "clearing up after a pull failed"),
+  #makePrewarming(): Prewarming {
+    const { config, log, metrics } = this.#options;
+    const { prewarm, admin } = config;
+    return new Prewarming({
+      images: prewarm.images,
+      directory: prewarm.directory === "off" ? undefined : prewarm.directory,
+      wishesFile: `${admin.state_dir}/prewarm`,
+      limits: {
+        concurrentMax: prewarm.max_concurrent,
+        refreshMs: prewarm.refresh,
+        keepMs: prewarm.keep,
       },
+      minFree: prewarm.min_free_disk,
+      holds: this.#containerd.holds,
+      folders: () => {
+        const state = this.#site?.state;
+        if (state?.kind !== "open") return [];
+        return [state.site.facts.contentRoot, state.site.facts.snapshotterRoot];
+      },
+      credentialsFile: prewarm.credentials,
+      fetch: async (name, credentials, ahead, signal) =>
+        await this.#fetchAhead(name, credentials, ahead, signal),
+      log,
+      metrics,
     });
   }
 
@@ -269,7 +240,8 @@ class NodeDaemon implements Daemon {
         "pulls are accelerated",
       );
       // The first pull need not wait for anything to be constructed.
-      this.#worksFor(state.site.facts);
+      this.#works?.of(state.site.facts);
+      this.#prewarming?.open();
       return;
     }
     const { reason, detail } = state;
@@ -316,6 +288,14 @@ class NodeDaemon implements Daemon {
     if (result === "ok" || result === "cancelled") log.info(fields, "pull");
     else log.warn(fields, "pull");
   }
+}
+
+function away(): PullError {
+  return new PullError("unavailable", "containerd went away", { temporary: true });
+}
+
+function failed(failure: PullError): Pulled {
+  return { failure, [Symbol.asyncDispose]: async () => {} };
 }
 
 /** How long containerd's answers are waited for when everything else has ended. */

@@ -30,7 +30,7 @@ export function threadsOf({ unpack }: Config): number {
 }
 
 export function limitsOf(config: Config): PullLimits {
-  const { download, unpack, registry } = config;
+  const { download, unpack, registry, prewarm } = config;
   const threads = threadsOf(config);
   const perHost = [...registry.host].flatMap(([host, { max_concurrent }]): [string, number][] =>
     max_concurrent === undefined ? [] : [[host, max_concurrent]],
@@ -46,6 +46,11 @@ export function limitsOf(config: Config): PullLimits {
       entriesMax: unpack.max_entries,
       bytesMax: unpack.max_layer_size,
       ratioMax: unpack.max_ratio,
+    },
+    cores: availableCores(),
+    ahead: {
+      unpacksMax: threads,
+      bytesPerSecond: prewarm.bandwidth_limit === "off" ? undefined : prewarm.bandwidth_limit,
     },
     durable: unpack.durability === "syncfs",
   };

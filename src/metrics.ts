@@ -74,6 +74,23 @@ export function createMetrics(version: string, process: "front" | "puller") {
       labelNames: ["reason"] as const,
       registers,
     }),
+    prewarmImages: new Gauge({
+      name: "hawser_prewarm_images",
+      help: "Images that are fetched ahead of need, by state: wanted, fetching, warm, failed",
+      labelNames: ["state"] as const,
+      registers,
+    }),
+    prewarmFetches: new Counter({
+      name: "hawser_prewarm_fetches_total",
+      help: "Attempts at such images: fetched, unchanged (warm already, and what its tag stands for still), error",
+      labelNames: ["result"] as const,
+      registers,
+    }),
+    prewarmAge: new Gauge({
+      name: "hawser_prewarm_oldest_wanted_seconds",
+      help: "For how long the oldest of them has been wanted that is not warm",
+      registers,
+    }),
     registrations: new Counter({
       name: "hawser_registrations_total",
       help: "Accelerated pulls that ended well, by whose image records they ended with: earlier (nothing was missing), hawser, or containerd (its own PullImage)",

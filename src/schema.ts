@@ -17,8 +17,10 @@ import {
   path,
   paths,
   problemsAt,
+  references,
   size,
   socket,
+  space,
   unknownKey,
 } from "./settings.ts";
 
@@ -238,6 +240,44 @@ export const schema = {
       duration("1s", "24h"),
       "30s",
       "After this long such a host is probed, and asked again once it answers.",
+    ),
+  },
+  prewarm: {
+    images: setting(
+      references,
+      [],
+      'References of images to have on this node before anybody asks, such as ["docker.io/library/busybox:1.36"].',
+    ),
+    directory: setting(
+      or("off", path),
+      "off",
+      'Directory whose files name more of them, one on a line ("#" begins a comment); a ConfigMap can be mounted there.',
+    ),
+    credentials: setting(
+      path,
+      "/var/lib/kubelet/config.json",
+      "File of registry credentials for these images, in Docker's form; it need not exist, and kubelet reads this one too.",
+    ),
+    max_concurrent: setting(count(1, 64), 2, "Images that are fetched ahead at once."),
+    bandwidth_limit: setting(
+      or("off", size("64KiB", "1TiB")),
+      "off",
+      "Bytes a second that they may take together, besides that they make way for pulls that somebody waits for.",
+    ),
+    min_free_disk: setting(
+      space,
+      "20%",
+      "Nothing is fetched ahead that could leave less than this free; kubelet deletes images below 15 % and evicts pods.",
+    ),
+    refresh: setting(
+      duration("1m", "720h"),
+      "1h",
+      "How often the registry is asked whether the tag of a wanted image has moved.",
+    ),
+    keep: setting(
+      duration("1m", "720h"),
+      "24h",
+      "How long an image stays on the node once nobody wants it any more, unless a pod has come to use it.",
     ),
   },
   admin: {

@@ -146,6 +146,29 @@ export function duration(min: string, max: string): Kind<number> {
   return amount(durationUnits, "a duration", min, max);
 }
 
+/** Images, as they stand in a pod. One that is misspelt is no reason to accelerate nothing: that is told where it is used. */
+export const references: Kind<readonly string[]> = {
+  parse: (value) => {
+    if (Array.isArray(value) && value.every((one) => typeof one === "string")) return value;
+    throw new Expected('a list of image references, such as ["docker.io/library/busybox:1.36"]');
+  },
+};
+
+/** Part of a file system: a share of it, or bytes. */
+export type Space =
+  | { readonly kind: "share"; readonly share: number }
+  | { readonly kind: "bytes"; readonly bytes: number };
+
+export const space: Kind<Space> = {
+  parse: (value) => {
+    const percent = typeof value === "string" ? /^(\d{1,2}(?:\.\d+)?) ?%$/.exec(value)?.[1] : undefined;
+    if (percent !== undefined) return { kind: "share", share: Number(percent) / 100 };
+    const bytes = measure(sizeUnits, value);
+    if (bytes !== undefined) return { kind: "bytes", bytes };
+    throw new Expected('a share or a size of a file system, such as "20%" or "50GiB"');
+  },
+};
+
 /** `host:port`, for what listens; "off" for what does not. */
 export const address: Kind<{ readonly host: string; readonly port: number } | "off"> = {
   parse: (value) => {

@@ -4,8 +4,9 @@ import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import { loadConfig } from "../config.ts";
 import { type Daemon, startDaemon } from "../daemon.ts";
+import { PullError } from "../errors.ts";
 import { expose } from "../exposition.ts";
-import type { FromPuller, ToPuller } from "../front/messages.ts";
+import type { FromPuller, PrewarmAnswer, ToPuller } from "../front/messages.ts";
 import { createLog } from "../log.ts";
 import { createMetrics, type Metrics } from "../metrics.ts";
 import { proxySettings } from "../registry/proxy.ts";
@@ -75,6 +76,7 @@ async function serveFront(daemon: Daemon, metrics: Metrics, pipe: Pipe): Promise
       const message = received as ToPuller;
       if (message.kind === "drain") resolve(message.timeoutMs);
       else if (message.kind === "ping") pipe.send({ kind: "pong" } satisfies FromPuller);
+      else if (message.kind === "prewarm") void answerPrewarm(daemon, pipe, message);
       else void answerMetrics(metrics, pipe, message.id);
     });
   });
@@ -86,6 +88,21 @@ async function answerMetrics(metrics: Metrics, pipe: Pipe, id: number): Promise<
   // A default metric that cannot be collected (/proc hidden, descriptors used up) costs this answer only.
   const all = await metrics.registry.getMetricsAsJSON().catch(() => []);
   pipe.send({ kind: "metrics", id, metrics: all } satisfies FromPuller);
+}
+
+async function answerPrewarm(
+  daemon: Daemon,
+  pipe: Pipe,
+  { id, request }: Extract<ToPuller, { kind: "prewarm" }>,
+): Promise<void> {
+  let answer: PrewarmAnswer;
+  try {
+    answer = { kind: "status", status: await daemon.prewarm(request) };
+  } catch (error) {
+    const { code, message } = PullError.from(error);
+    answer = { kind: "error", code, message };
+  }
+  pipe.send({ kind: "prewarm", id, answer } satisfies FromPuller);
 }
 
 async function serveAlone(

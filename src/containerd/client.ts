@@ -4,7 +4,8 @@ import type { CallOptions, ClientReadableStream, Metadata } from "@grpc/grpc-js"
 import { PullError } from "../errors.ts";
 import type { Selinux } from "../selinux.ts";
 import { Channel } from "./channel.ts";
-import type { Containerd, ContainerdFacts, Inspection, Labels, Lease, Records } from "./containerd.ts";
+import type { Containerd, ContainerdFacts, Holds, Inspection, Labels, Lease, Records } from "./containerd.ts";
+import { ContainerdHolds } from "./holds.ts";
 import { createLease, type Held, sweepLeases } from "./lease.ts";
 import { ContainerdRecords } from "./records.ts";
 import { selfTest, sweepSelfTests } from "./selftest.ts";
@@ -40,6 +41,7 @@ export async function inspectContainerd(
 
 class ContainerdClient implements Containerd {
   readonly records: Records;
+  readonly holds: Holds;
   readonly #channel: Channel;
   readonly #options: ContainerdOptions;
   readonly #held: Held = new Set();
@@ -49,6 +51,7 @@ class ContainerdClient implements Containerd {
     this.#options = options;
     this.#channel = new Channel(options);
     this.records = new ContainerdRecords(this.#channel);
+    this.holds = new ContainerdHolds(this.#channel);
   }
 
   async facts(signal: AbortSignal): Promise<ContainerdFacts> {

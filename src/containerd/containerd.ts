@@ -85,6 +85,36 @@ export interface Records {
   status(name: string): Promise<CriImage | undefined>;
 }
 
+/** What is to be held of an image. None of it need be there yet. */
+export interface Holdable {
+  readonly target: Digest;
+  readonly contents: readonly Digest[];
+  /** Of the topmost layer, with which those below it are held. */
+  readonly chainID: Digest | undefined;
+  readonly bytes: number;
+}
+
+export interface Hold {
+  readonly id: string;
+  /** Of the image. */
+  readonly name: string;
+  readonly target: Digest;
+  /** Of its layers, compressed. */
+  readonly bytes: number;
+}
+
+/** What stays on the node beyond any pull, though no record leads to it. */
+export interface Holds {
+  /** Protects all of this for so long. */
+  make(name: string, what: Holdable, lifeMs: number): Promise<Hold>;
+  /** For so long from now on; undefined when it has ended meanwhile. */
+  renew(hold: Hold, lifeMs: number): Promise<Hold | undefined>;
+  /** Success when it has ended already. */
+  release(hold: Hold): Promise<void>;
+  /** Those of this containerd, whoever made them. */
+  list(): Promise<readonly Hold[]>;
+}
+
 /** What introspection and the CRI settings say of this containerd; read on each (re)connect. */
 export interface ContainerdFacts {
   readonly version: string;
@@ -151,6 +181,7 @@ export interface Containerd {
   /** Makes a lease that expires by itself after 24 hours. */
   lease(labels: Labels): Promise<Lease>;
   readonly records: Records;
+  readonly holds: Holds;
   /**
    * Removes what dead instances left here: leases that carry this label with an instance's id, the active snapshots that
    * they hold, what they alone protected, and self-tests. Of `self` that goes which nobody here holds, since its making

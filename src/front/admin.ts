@@ -6,6 +6,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { Socket } from "node:net";
 import { type Listener, listen } from "../cri/listener.ts";
 import { PullError } from "../errors.ts";
+import type { PrewarmRequest, PrewarmStatus } from "../prewarm/prewarming.ts";
 import type { SwitchState } from "./switch.ts";
 
 /** What GET /status says. */
@@ -29,6 +30,8 @@ export interface AdminOptions {
   readonly setSwitch: (state: SwitchState) => Promise<void>;
   /** What became of it, in a sentence for each thing that there is to say; throws PullError when nothing was changed. */
   readonly reload: () => Promise<readonly string[]>;
+  /** Throws PullError. */
+  readonly prewarm: (request: PrewarmRequest) => Promise<PrewarmStatus>;
   /** Returns once the installed version serves in this one's place; throws PullError when it does not. */
   readonly succeed: () => Promise<void>;
 }
@@ -39,7 +42,8 @@ export interface Admin {
   close(): Promise<void>;
 }
 
-const bodyBytesMax = 4096;
+/** A list of images may be long. */
+const bodyBytesMax = 256 * 1024;
 
 /** Throws `invalid` when the socket cannot be had. */
 export async function serveAdmin(options: AdminOptions): Promise<Admin> {
@@ -125,13 +129,20 @@ async function answer(
     case "POST /reload":
       reply(response, 200, { messages: await options.reload() });
       return;
+    case "GET /prewarm":
+      reply(response, 200, await options.prewarm({ kind: "list" }));
+      return;
+    case "POST /prewarm":
+      reply(response, 200, await options.prewarm(prewarmRequestOf(await bodyOf(request))));
+      return;
     case "POST /succeed":
       await options.succeed();
       reply(response, 200, {});
       return;
     default:
       reply(response, 404, {
-        error: "there are GET /status, GET /metrics, PUT /passthrough, POST /reload and POST /succeed",
+        error:
+          "there are GET /status, GET /metrics, GET and POST /prewarm, PUT /passthrough, POST /reload and POST /succeed",
       });
   }
 }
@@ -143,6 +154,14 @@ function switchStateOf(body: unknown): SwitchState {
     if (body.on === false) return { kind: "off" };
   }
   throw new PullError("invalid", 'expected {"on": true or false, "persistent": true or false}');
+}
+
+/** `{"add": [REFERENCE, …]}` or `{"remove": [REFERENCE, …]}`. */
+function prewarmRequestOf(body: unknown): PrewarmRequest {
+  const [[word, references] = []] = Object.entries(body ?? {});
+  const isList = Array.isArray(references) && references.every((one) => typeof one === "string");
+  if ((word === "add" || word === "remove") && isList) return { kind: word, references };
+  throw new PullError("invalid", 'expected {"add": [REFERENCE, …]} or {"remove": [REFERENCE, …]}');
 }
 
 async function bodyOf(request: IncomingMessage): Promise<unknown> {

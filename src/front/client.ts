@@ -3,7 +3,8 @@
 import { request } from "node:http";
 import { PullError } from "../errors.ts";
 
-const answerBytesMax = 1024 * 1024;
+/** Thousands of images that are fetched ahead. */
+const answerBytesMax = 16 * 1024 * 1024;
 const timeoutMs = 60_000;
 
 /** The answer's JSON; throws `unavailable` when nobody answers, and `internal` with what the daemon says against it. */

@@ -301,6 +301,11 @@ export class Front {
         this.#tellSite();
       },
       reload: async () => await this.reload(),
+      prewarm: async (request) => {
+        const puller = this.#pullers.serving;
+        if (puller) return await puller.prewarm(request);
+        throw new PullError("unavailable", "the process that pulls is not there; try again in a moment");
+      },
       succeed: async () => await this.succeed(),
     });
   }

@@ -2,12 +2,16 @@
 //
 // The pipe is also the proof of life both ways: a puller whose pipe closes ends, since whoever started it is gone.
 
+import type { ErrorCode } from "../errors.ts";
 import type { MetricValues } from "../metrics.ts";
+import type { PrewarmRequest, PrewarmStatus } from "../prewarm/prewarming.ts";
 
 export type ToPuller =
   | { readonly kind: "ping" }
   /** Asks for the metrics of now. */
   | { readonly kind: "metrics"; readonly id: number }
+  /** Asks about images that are fetched ahead of need, or for a change of them. */
+  | { readonly kind: "prewarm"; readonly id: number; readonly request: PrewarmRequest }
   /** Asks it to take no new calls, to end within this time, and to go. */
   | { readonly kind: "drain"; readonly timeoutMs: number };
 
@@ -17,4 +21,9 @@ export type FromPuller =
   /** Whether pulls are accelerated, on each change; a reason when they are not. */
   | { readonly kind: "site"; readonly closed?: { readonly reason: string; readonly detail: string } }
   | { readonly kind: "pong" }
-  | { readonly kind: "metrics"; readonly id: number; readonly metrics: readonly MetricValues[] };
+  | { readonly kind: "metrics"; readonly id: number; readonly metrics: readonly MetricValues[] }
+  | { readonly kind: "prewarm"; readonly id: number; readonly answer: PrewarmAnswer };
+
+export type PrewarmAnswer =
+  | { readonly kind: "status"; readonly status: PrewarmStatus }
+  | { readonly kind: "error"; readonly code: ErrorCode; readonly message: string };

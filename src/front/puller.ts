@@ -7,8 +7,10 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { rm } from "node:fs/promises";
 import { Channel } from "../containerd/channel.ts";
 import type { Forward } from "../cri/forward.ts";
+import { PullError } from "../errors.ts";
 import type { MetricValues } from "../metrics.ts";
-import type { FromPuller, ToPuller } from "./messages.ts";
+import type { PrewarmRequest, PrewarmStatus } from "../prewarm/prewarming.ts";
+import type { FromPuller, PrewarmAnswer, ToPuller } from "./messages.ts";
 
 export interface PullerOptions {
   /** Command line of the process; its socket is appended. */
@@ -33,8 +35,15 @@ export type PullerState =
 /** A process that was not heard of for this long is hung: a healthy one's main thread is never busy for a second. */
 const silenceMsMax = 30_000;
 const pingMs = 5_000;
-/** How long a scrape waits for the process. */
+/** How long a scrape, and a question of an operator, waits for the process. */
 const metricsMsMax = 2_000;
+const prewarmMsMax = 20_000;
+
+const noAnswer: PrewarmAnswer = {
+  kind: "error",
+  code: "unavailable",
+  message: "the process that pulls does not answer",
+};
 
 export class Puller {
   readonly pid: number;
@@ -46,6 +55,8 @@ export class Puller {
   readonly #channel: Channel;
   readonly #over: Promise<void>;
   readonly #asked = new Map<number, (metrics: readonly MetricValues[]) => void>();
+  readonly #prewarmAsked = new Map<number, (answer: PrewarmAnswer) => void>();
+  #questions = 0;
   #heardAt = performance.now();
   #isLeaving = false;
 
@@ -88,7 +99,7 @@ export class Puller {
   /** What it counts now; nothing when it does not say in time. */
   async metrics(): Promise<readonly MetricValues[]> {
     if (this.#state.kind !== "serving") return [];
-    const id = performance.now();
+    const id = this.#number();
     return await new Promise((resolve) => {
       const timer = setTimeout(() => settle([]), metricsMsMax);
       const settle = (metrics: readonly MetricValues[]): void => {
@@ -99,6 +110,23 @@ export class Puller {
       this.#asked.set(id, settle);
       this.#tell({ kind: "metrics", id });
     });
+  }
+
+  /** Throws what the process says against it, and `unavailable` when it does not answer. */
+  async prewarm(request: PrewarmRequest): Promise<PrewarmStatus> {
+    const id = this.#number();
+    const answer = await new Promise<PrewarmAnswer>((resolve) => {
+      const timer = setTimeout(() => settle(noAnswer), prewarmMsMax);
+      const settle = (said: PrewarmAnswer): void => {
+        clearTimeout(timer);
+        this.#prewarmAsked.delete(id);
+        resolve(said);
+      };
+      this.#prewarmAsked.set(id, settle);
+      this.#tell({ kind: "prewarm", id, request });
+    });
+    if (answer.kind === "error") throw new PullError(answer.code, answer.message);
+    return answer.status;
   }
 
   /** Has it end what it is at, for this long; settles when the process is gone. */
@@ -122,6 +150,9 @@ export class Puller {
       case "metrics":
         this.#asked.get(message.id)?.(message.metrics);
         return;
+      case "prewarm":
+        this.#prewarmAsked.get(message.id)?.(message.answer);
+        return;
       case "pong":
     }
   }
@@ -139,9 +170,15 @@ export class Puller {
   async #end(how: string): Promise<void> {
     if (this.#state.kind === "ended") return;
     for (const settle of this.#asked.values()) settle([]);
+    for (const settle of this.#prewarmAsked.values()) settle(noAnswer);
     this.#channel.close();
     this.#set({ kind: "ended", how });
     await rm(this.#options.socket, { force: true });
+  }
+
+  #number(): number {
+    this.#questions += 1;
+    return this.#questions;
   }
 
   #set(state: PullerState): void {

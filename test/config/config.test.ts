@@ -51,8 +51,11 @@ listen = "everywhere"
 [unpack]
 engine = "fast"
 [dwonload]
+[trace]
+keep = 3
 [prewarm]
-images = []
+images = "busybox"
+min_free_disk = "much"
 [registry]
 exclude = "docker.io"
 [registry.host."x"]
@@ -64,7 +67,7 @@ max_concurrent = 0
   expect(problems).toEqual([
     "download.retires: is not known; did you mean retries?",
     "dwonload: is not known; did you mean download?",
-    "prewarm: is not in this version yet",
+    "trace: is not in this version yet",
     expect.stringMatching(/^cri\.listen: expected an absolute path.*not "relative\.sock"$/),
     'registry.exclude: expected a list of registry hosts, such as ["docker.io", "registry.example.com:5000"], not "docker.io"',
     'registry.host."x".stream: is not known; did you mean streams?',
@@ -74,6 +77,8 @@ max_concurrent = 0
     'download.max_concurrent: expected a whole number from 1 to 256, or "auto", not 0',
     expect.stringMatching(/^download\.chunk_size: expected a size as a string from "64KiB" to "1GiB"/),
     'unpack.engine: expected "auto" or "native" or "portable", not "fast"',
+    'prewarm.images: expected a list of image references, such as ["docker.io/library/busybox:1.36"], not "busybox"',
+    'prewarm.min_free_disk: expected a share or a size of a file system, such as "20%" or "50GiB", not "much"',
     expect.stringMatching(/^metrics\.listen: expected "host:port"/),
   ]);
 });

@@ -14,12 +14,13 @@ const tiers: readonly (readonly string[])[] = [
   ["agent/"],
   ["install/"],
   ["daemon.ts", "front/", "doctor/"],
+  ["works.ts"],
   ["limits.ts"],
-  ["cri/"],
+  ["cri/", "prewarm/"],
   ["pull/"],
   ["registry/", "layer/", "containerd/"],
   ["removal.ts", "selinux.ts"],
-  ["oci/", "spool.ts", "native.ts"],
+  ["oci/", "spool.ts", "native.ts", "demand.ts"],
   ["proto/"],
   ["exposition.ts"],
   ["metrics.ts", "log.ts"],
@@ -28,7 +29,14 @@ const tiers: readonly (readonly string[])[] = [
 ];
 /** Read by the program's two ends alone, so not part of the tiers. */
 const configuration = ["config.ts", "schema.ts", "settings.ts"];
-const mayReadConfiguration = new Set(["daemon.ts", "limits.ts", "front/", "cli/", ...configuration]);
+const mayReadConfiguration = new Set([
+  "daemon.ts",
+  "works.ts",
+  "limits.ts",
+  "front/",
+  "cli/",
+  ...configuration,
+]);
 
 const files = readdirSync(src, { recursive: true, encoding: "utf8" }).filter(
   (name) => name.endsWith(".ts") && !name.includes("gen/"),

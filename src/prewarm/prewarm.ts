@@ -1,0 +1,291 @@
+// Pre-warming: images are fetched before anybody asks for them, and held until they are wanted no more.
+//
+// Whoever knows what will be wanted says so here; this fetches it through the pull engine, behind every pull that somebody
+// waits for. What has come is held by a lease and has no record: containerd does not list it, so kubelet asks for it as for
+// any other image, the registry is asked for that pod's right to it, and only then is it there, at once. Nothing here
+// takes away what a record, a container or another lease holds.
+
+import type { Hold, Holdable, Holds } from "../containerd/containerd.ts";
+import { PullError } from "../errors.ts";
+import { parseReference } from "../oci/reference.ts";
+import { type Condition, type Entry, type Failure, Queue, type Source } from "./queue.ts";
+
+/** What was fetched, protected until it is disposed of. */
+export interface Fetched extends AsyncDisposable {
+  readonly failure: PullError | undefined;
+  readonly held?: Holdable | undefined;
+}
+
+export interface PrewarmOptions {
+  readonly holds: Holds;
+  /** Fetches an image without records; `isKnown` when the node has had it before. Never rejects. */
+  readonly fetch: (name: string, isKnown: boolean, signal: AbortSignal) => Promise<Fetched>;
+  readonly limits: PrewarmLimits;
+  /** Whether the disk has less left than is to be left free. */
+  readonly isFull: () => Promise<boolean>;
+  readonly events: PrewarmEvents;
+  readonly clock?: Clock;
+}
+
+export interface PrewarmLimits {
+  readonly concurrentMax: number;
+  readonly refreshMs: number;
+  readonly keepMs: number;
+}
+
+export interface PrewarmEvents {
+  /** An image was fetched, or was still the same when it was looked at again (`isNew` false), or neither. */
+  done(name: string, outcome: { readonly isNew: boolean; readonly seconds: number } | Failure): void;
+  /** A warm image is held no more, for one of these reasons. */
+  dropped(name: string, why: "unwanted" | "disk"): void;
+  changed(entries: readonly Entry[]): void;
+}
+
+/** Milliseconds since 1970, and a call that comes at such a time. */
+export interface Clock {
+  readonly now: () => number;
+  readonly at: (timeMs: number, call: () => void) => Disposable;
+  /** From 0 to 1. */
+  readonly random: () => number;
+}
+
+const realClock: Clock = {
+  now: () => Date.now(),
+  at: (timeMs, call) => {
+    const timer = setTimeout(call, Math.min(Math.max(0, timeMs - Date.now()), 2 ** 31 - 1)).unref();
+    return { [Symbol.dispose]: () => clearTimeout(timer) };
+  },
+  random: () => Math.random(),
+};
+
+/** Pauses between attempts that may succeed without anybody changing anything. */
+const backOffMs = { first: 5_000, most: 600_000 } as const;
+/** The disk is looked at so often while there is something here that takes or could give room. */
+const diskEveryMs = 15_000;
+
+export class Prewarm {
+  readonly #options: PrewarmOptions;
+  readonly #clock: Clock;
+  readonly #queue = new Queue();
+  readonly #running = new Map<string, { readonly abort: AbortController; readonly over: Promise<void> }>();
+  #timer: Disposable | undefined;
+  #diskTimer: Disposable | undefined;
+  #isOpen = false;
+  #isClosed = false;
+  #isFull = false;
+
+  constructor(options: PrewarmOptions) {
+    this.#options = options;
+    this.#clock = options.clock ?? realClock;
+  }
+
+  get entries(): readonly Entry[] {
+    return this.#queue.entries;
+  }
+
+  /** Finds what is held from an earlier time, and begins. Throws when containerd does not say; can then be tried again. */
+  async open(): Promise<void> {
+    if (this.#isOpen) return;
+    const { holds } = this.#options;
+    for (const hold of await holds.list()) {
+      const now = this.#clock.now();
+      // Another of the same name was made in the middle of a renewal.
+      const isFirst = this.#queue.get(hold.name)?.condition.kind !== "warm";
+      if (isFirst) this.#adopt(hold, now);
+      else await holds.release(hold);
+    }
+    this.#isOpen = true;
+    this.#look();
+  }
+
+  /** Has an image fetched and kept for this source. Throws `invalid` for what is no reference, `exhausted` for too many. */
+  want(reference: string, source: Source, priority: number): void {
+    const name = nameOf(reference);
+    if (!this.#queue.want(name, source, { priority }, this.#clock.now()))
+      throw new PullError("exhausted", "too many images are wanted on this node");
+    this.#look();
+  }
+
+  unwant(reference: string, source: Source): void {
+    const name = nameOf(reference);
+    this.#queue.unwant(name, source, this.#clock.now());
+    if (this.#queue.get(name)?.sources.size === 0) this.#running.get(name)?.abort.abort();
+    this.#look();
+  }
+
+  /** Has one that failed, or is to be looked at later, tried now. */
+  hasten(reference: string): void {
+    this.#queue.hasten(nameOf(reference), this.#clock.now());
+    this.#look();
+  }
+
+  /** Has exactly these wanted by a source. What is no reference is left out, and returned. */
+  replace(source: Source, references: readonly string[], priority: number): string[] {
+    const wanted = new Set<string>();
+    const bad: string[] = [];
+    for (const reference of references) {
+      try {
+        this.want(reference, source, priority);
+        wanted.add(nameOf(reference));
+      } catch {
+        bad.push(reference);
+      }
+    }
+    for (const { name, sources } of this.#queue.entries)
+      if (sources.has(source) && !wanted.has(name)) this.unwant(name, source);
+    return bad;
+  }
+
+  /** As records are named, so that one image is not fetched under two spellings. Throws `invalid`. */
+  nameOf(reference: string): string {
+    return nameOf(reference);
+  }
+
+  /** Ends what goes on; what is warm stays, for the next process or until it ends by itself. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    this.#timer?.[Symbol.dispose]();
+    this.#diskTimer?.[Symbol.dispose]();
+    for (const { abort } of this.#running.values()) abort.abort();
+    await Promise.all(Array.from(this.#running.values(), ({ over }) => over));
+  }
+
+  #adopt(hold: Hold, nowMs: number): void {
+    const wanted = this.#queue.get(hold.name);
+    const condition: Condition = { kind: "warm", dueMs: nowMs, sinceMs: nowMs, hold };
+    if (wanted) this.#queue.end(hold.name, condition);
+    else this.#queue.found(hold, nowMs, nowMs);
+  }
+
+  /** Begins what is due, lets go what is stale, and comes back when more is. */
+  #look(): void {
+    if (!this.#isOpen || this.#isClosed) return;
+    const { limits, events } = this.#options;
+    const now = this.#clock.now();
+    for (const entry of this.#queue.stale(limits.keepMs, now))
+      this.#run(entry, () => this.#drop(entry, "unwanted"));
+    if (!this.#isFull)
+      for (const entry of this.#queue.due(now)) {
+        if (this.#running.size >= limits.concurrentMax) break;
+        this.#run(entry, async (signal) => await this.#warm(entry, signal));
+      }
+    this.#timer?.[Symbol.dispose]();
+    const next = this.#queue.nextMs(limits.keepMs);
+    // With every place taken, the end of what runs is what to wait for.
+    const isBound = this.#isFull || this.#running.size >= limits.concurrentMax;
+    this.#timer = next === undefined || isBound ? undefined : this.#clock.at(next, () => this.#look());
+    this.#watchDisk();
+    events.changed(this.#queue.entries);
+  }
+
+  #run({ name }: Entry, work: (signal: AbortSignal) => Promise<void>): void {
+    const abort = new AbortController();
+    this.#queue.begin(name, this.#clock.now());
+    const over = work(abort.signal)
+      .catch((error: unknown) => this.#failed(name, PullError.from(error)))
+      .finally(() => {
+        this.#running.delete(name);
+        this.#look();
+      });
+    this.#running.set(name, { abort, over });
+  }
+
+  async #warm({ name, condition }: Entry, signal: AbortSignal): Promise<void> {
+    const { holds, fetch, limits, events } = this.#options;
+    const began = performance.now();
+    const former = condition.kind === "warm" ? condition.hold : undefined;
+    // Whatever the registry says, or does not: what is here is not to go meanwhile.
+    const kept = former && (await holds.renew(former, this.#lifeMs));
+    if (kept && condition.kind === "warm") this.#queue.end(name, { ...condition, hold: kept });
+    this.#queue.begin(name, this.#clock.now());
+    await using fetched = await fetch(name, kept !== undefined, signal);
+    const { failure, held } = fetched;
+    if (failure) throw failure;
+    if (held === undefined) throw new PullError("internal", "nothing was fetched");
+    const isNew = kept?.target !== held.target;
+    const hold = await holds.make(name, held, this.#lifeMs);
+    if (kept) await holds.release(kept);
+    const now = this.#clock.now();
+    const sinceMs = condition.kind === "warm" && !isNew ? condition.sinceMs : now;
+    this.#queue.end(name, { kind: "warm", dueMs: now + this.#jitter(limits.refreshMs), sinceMs, hold });
+    events.done(name, { isNew, seconds: (performance.now() - began) / 1000 });
+  }
+
+  #failed(name: string, error: PullError): void {
+    const entry = this.#queue.get(name);
+    if (entry === undefined) return;
+    const { condition, trouble } = entry;
+    const now = this.#clock.now();
+    if (error.code === "cancelled" || this.#isClosed) {
+      this.#queue.end(name, condition);
+      return;
+    }
+    const before = condition.kind === "failed" ? condition.failure.times : (trouble?.times ?? 0);
+    const { code, message } = error;
+    const isTemporary = error.temporary || code === "unavailable" || code === "slow";
+    const failure = { code, message, isTemporary, times: before + 1 };
+    const dueMs = now + this.#jitter(this.#pauseMs(failure));
+    if (condition.kind === "warm") this.#queue.end(name, { ...condition, dueMs }, failure);
+    else this.#queue.end(name, { kind: "failed", dueMs, failure });
+    this.#options.events.done(name, failure);
+  }
+
+  async #drop({ name, condition }: Entry, why: "unwanted" | "disk"): Promise<void> {
+    const { holds, limits, events } = this.#options;
+    const now = this.#clock.now();
+    if (condition.kind === "warm") await holds.release(condition.hold);
+    this.#queue.end(name, { kind: "wanted", dueMs: now + this.#jitter(limits.refreshMs) });
+    events.dropped(name, why);
+  }
+
+  /** What is to be tried again without a change of anybody's soon is, and everything else with the next refresh. */
+  #pauseMs({ isTemporary, times }: Failure): number {
+    const { refreshMs } = this.#options.limits;
+    if (!isTemporary) return refreshMs;
+    return Math.min(backOffMs.most, refreshMs, backOffMs.first * 2 ** Math.min(times - 1, 20));
+  }
+
+  /** Not all nodes of a fleet at once. */
+  #jitter(ms: number): number {
+    return ms * (0.8 + 0.4 * this.#clock.random());
+  }
+
+  /** Longer than it takes to be looked at again, even where that fails a few times. */
+  get #lifeMs(): number {
+    const { keepMs, refreshMs } = this.#options.limits;
+    return keepMs + 3 * refreshMs;
+  }
+
+  #watchDisk(): void {
+    const isOfInterest = this.#isFull || this.#queue.entries.length > 0;
+    if (!isOfInterest || this.#diskTimer) return;
+    this.#diskTimer = this.#clock.at(this.#clock.now() + diskEveryMs, () => {
+      void this.#checkDisk().finally(() => {
+        this.#diskTimer = undefined;
+        this.#look();
+      });
+    });
+  }
+
+  /** Where the disk runs full, nothing is fetched any more, and what is warm is let go, one a time, unwanted ones first. */
+  async #checkDisk(): Promise<void> {
+    this.#isFull = await this.#options.isFull().catch(() => false);
+    if (!this.#isFull || this.#isClosed) return;
+    for (const { abort } of this.#running.values()) abort.abort();
+    const warm = this.#queue.entries.filter(
+      ({ condition, busySinceMs }) => condition.kind === "warm" && busySinceMs === undefined,
+    );
+    const [first] = warm.sort((one, other) => worth(one) - worth(other));
+    if (first) this.#run(first, () => this.#drop(first, "disk"));
+  }
+}
+
+/** Of a warm image: what nobody wants goes first, and then what has been here longest. */
+function worth({ condition, sources }: Entry): number {
+  const sinceMs = condition.kind === "warm" ? condition.sinceMs : 0;
+  return sources.size === 0 ? sinceMs - 2 ** 52 : sinceMs;
+}
+
+function nameOf(reference: string): string {
+  return parseReference(reference).name;
+}

@@ -1,0 +1,160 @@
+// The queue of images that are wanted on this node: who wants each, what it is at, and what is to be done next.
+//
+// It is told what happens and asked what is due; it fetches nothing, keeps nothing on disk, and has no timers. An image is
+// wanted for as long as one of its sources wants it; one that is warm outlasts that by a while.
+
+import type { Hold } from "../containerd/containerd.ts";
+
+/** A place that names images, such as the configuration, or a pod. */
+export type Source = string;
+
+export interface Want {
+  /** Smaller comes first. */
+  readonly priority: number;
+}
+
+export type Condition =
+  /** To be fetched, not before this time. */
+  | { readonly kind: "wanted"; readonly dueMs: number }
+  /** Not to be had so far; tried again at this time. */
+  | { readonly kind: "failed"; readonly dueMs: number; readonly failure: Failure }
+  /** Everything of it is here and held; looked at again at this time. */
+  | { readonly kind: "warm"; readonly dueMs: number; readonly sinceMs: number; readonly hold: Hold };
+
+export interface Failure {
+  readonly code: string;
+  readonly message: string;
+  /** It may be had a little later without anybody changing anything. */
+  readonly isTemporary: boolean;
+  /** In a row. */
+  readonly times: number;
+}
+
+export interface Entry {
+  readonly name: string;
+  readonly sources: ReadonlyMap<Source, Want>;
+  readonly addedMs: number;
+  readonly condition: Condition;
+  /** Since when it is being fetched, or looked at again. */
+  readonly busySinceMs: number | undefined;
+  /** Of the latest look at a warm image, if that failed. */
+  readonly trouble: Failure | undefined;
+  /** Since when nobody wants it. */
+  readonly unwantedMs: number | undefined;
+}
+
+type Held = { -readonly [Key in keyof Entry]: Entry[Key] } & { readonly sources: Map<Source, Want> };
+
+/** Names come from people, files and pods: more than this is a mistake. */
+const entriesMax = 5_000;
+
+export class Queue {
+  readonly #entries = new Map<string, Held>();
+
+  get entries(): readonly Entry[] {
+    return [...this.#entries.values()];
+  }
+
+  get(name: string): Entry | undefined {
+    return this.#entries.get(name);
+  }
+
+  /** False when there are too many. */
+  want(name: string, source: Source, want: Want, nowMs: number): boolean {
+    const entry = this.#entries.get(name) ?? this.#add(name, { kind: "wanted", dueMs: nowMs }, nowMs);
+    if (entry === undefined) return false;
+    entry.sources.set(source, want);
+    entry.unwantedMs = undefined;
+    return true;
+  }
+
+  /** What is held already, from an earlier time; nobody wants it until somebody says so. */
+  found(hold: Hold, dueMs: number, nowMs: number): boolean {
+    if (this.#entries.has(hold.name)) return false;
+    const entry = this.#add(hold.name, { kind: "warm", dueMs, sinceMs: nowMs, hold }, nowMs);
+    if (entry) entry.unwantedMs = nowMs;
+    return entry !== undefined;
+  }
+
+  /** The source wants it no more. One that was never fetched is then forgotten, unless that goes on right now. */
+  unwant(name: string, source: Source, nowMs: number): void {
+    const entry = this.#entries.get(name);
+    if (!entry?.sources.delete(source) || entry.sources.size > 0) return;
+    entry.unwantedMs = nowMs;
+    if (entry.condition.kind !== "warm" && entry.busySinceMs === undefined) this.#entries.delete(name);
+  }
+
+  /** To be tried at once, however long it was to wait. */
+  hasten(name: string, nowMs: number): void {
+    const entry = this.#entries.get(name);
+    if (entry) entry.condition = { ...entry.condition, dueMs: Math.min(entry.condition.dueMs, nowMs) };
+  }
+
+  /** What is due, the most urgent first and then what has waited longest. */
+  due(nowMs: number): readonly Entry[] {
+    return [...this.#entries.values()]
+      .filter(
+        ({ sources, condition, busySinceMs }) =>
+          sources.size > 0 && busySinceMs === undefined && condition.dueMs <= nowMs,
+      )
+      .sort(
+        (one, other) => priorityOf(one) - priorityOf(other) || one.condition.dueMs - other.condition.dueMs,
+      );
+  }
+
+  /** Warm images that nobody has wanted for so long. */
+  stale(keepMs: number, nowMs: number): readonly Entry[] {
+    return [...this.#entries.values()].filter(
+      ({ unwantedMs, busySinceMs }) =>
+        busySinceMs === undefined && unwantedMs !== undefined && unwantedMs + keepMs <= nowMs,
+    );
+  }
+
+  /** When something will be due or stale; undefined when nothing will. */
+  nextMs(keepMs: number): number | undefined {
+    const times = [...this.#entries.values()].flatMap(({ sources, condition, busySinceMs, unwantedMs }) => {
+      if (busySinceMs !== undefined) return [];
+      if (sources.size > 0) return [condition.dueMs];
+      return unwantedMs === undefined ? [] : [unwantedMs + keepMs];
+    });
+    return times.length === 0 ? undefined : Math.min(...times);
+  }
+
+  begin(name: string, nowMs: number): void {
+    const entry = this.#entries.get(name);
+    if (entry) entry.busySinceMs = nowMs;
+  }
+
+  /** What has come of it. Whatever is neither wanted nor warm is forgotten. */
+  end(name: string, condition: Condition, trouble?: Failure): void {
+    const entry = this.#entries.get(name);
+    if (entry === undefined) return;
+    entry.condition = condition;
+    entry.trouble = trouble;
+    entry.busySinceMs = undefined;
+    if (entry.sources.size === 0 && condition.kind !== "warm") this.#entries.delete(name);
+  }
+
+  forget(name: string): void {
+    this.#entries.delete(name);
+  }
+
+  #add(name: string, condition: Condition, addedMs: number): Held | undefined {
+    if (this.#entries.size >= entriesMax) return undefined;
+    const entry: Held = {
+      name,
+      sources: new Map(),
+      addedMs,
+      condition,
+      busySinceMs: undefined,
+      trouble: undefined,
+      unwantedMs: undefined,
+    };
+    this.#entries.set(name, entry);
+    return entry;
+  }
+}
+
+function priorityOf({ sources }: Entry): number {
+  return Math.min(...Array.from(sources.values(), ({ priority }) => priority));
+}

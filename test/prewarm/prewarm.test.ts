@@ -1,0 +1,301 @@
+// The pre-warm engine between a clock that a test turns, holds in memory, and fetches that a test lets end.
+
+import { expect, test } from "vitest";
+import type { Hold, Holdable, Holds } from "../../src/containerd/containerd.ts";
+import { PullError } from "../../src/errors.ts";
+import { type Digest, sha256 } from "../../src/oci/digest.ts";
+import { type Clock, type Fetched, Prewarm, type PrewarmLimits } from "../../src/prewarm/prewarm.ts";
+
+const minute = 60_000;
+const limits: PrewarmLimits = { concurrentMax: 2, refreshMs: 60 * minute, keepMs: 24 * 60 * minute };
+
+class TestClock implements Clock {
+  #nowMs = 1_000_000;
+  readonly #calls = new Set<{ readonly timeMs: number; readonly call: () => void }>();
+
+  now = (): number => this.#nowMs;
+  random = (): number => 0.5;
+
+  at = (timeMs: number, call: () => void): Disposable => {
+    const one = { timeMs, call };
+    this.#calls.add(one);
+    return { [Symbol.dispose]: () => void this.#calls.delete(one) };
+  };
+
+  /** Time passes, and what is due in it comes in its order. */
+  async pass(ms: number): Promise<void> {
+    const until = this.#nowMs + ms;
+    for (;;) {
+      const [next] = [...this.#calls].sort((one, other) => one.timeMs - other.timeMs);
+      if (next === undefined || next.timeMs > until) break;
+      this.#calls.delete(next);
+      this.#nowMs = Math.max(this.#nowMs, next.timeMs);
+      next.call();
+      await settle();
+    }
+    this.#nowMs = until;
+    await settle();
+  }
+}
+
+class MemoryHolds implements Holds {
+  readonly all = new Map<string, { readonly hold: Hold; readonly lifeMs: number }>();
+  failure: PullError | undefined;
+  #count = 0;
+
+  async make(name: string, { target, bytes }: Holdable, lifeMs: number): Promise<Hold> {
+    this.#count += 1;
+    const hold = { id: `hold ${this.#count}`, name, target, bytes };
+    this.all.set(hold.id, { hold, lifeMs });
+    return hold;
+  }
+
+  async renew(hold: Hold, lifeMs: number): Promise<Hold | undefined> {
+    if (!this.all.delete(hold.id)) return undefined;
+    return await this.make(hold.name, { ...hold, contents: [], chainID: undefined }, lifeMs);
+  }
+
+  async release({ id }: Hold): Promise<void> {
+    this.all.delete(id);
+  }
+
+  async list(): Promise<readonly Hold[]> {
+    if (this.failure) throw this.failure;
+    return Array.from(this.all.values(), ({ hold }) => hold);
+  }
+}
+
+async function settle(): Promise<void> {
+  for (let turn = 0; turn < 5; turn++)
+    await new Promise((resolve) => {
+      setImmediate(resolve);
+    });
+}
+
+interface Fetch {
+  readonly name: string;
+  readonly isKnown: boolean;
+  readonly signal: AbortSignal;
+  readonly end: (outcome: Fetched) => void;
+}
+
+function contentOf(text: string): Fetched {
+  const held = { target: sha256(Buffer.from(text)), contents: [] as Digest[], chainID: undefined, bytes: 7 };
+  return { failure: undefined, held, [Symbol.asyncDispose]: async () => {} };
+}
+
+function failing(failure: PullError): Fetched {
+  return { failure, [Symbol.asyncDispose]: async () => {} };
+}
+
+class Stage {
+  readonly clock = new TestClock();
+  readonly holds: MemoryHolds;
+  readonly fetches: Fetch[] = [];
+  readonly told: string[] = [];
+  readonly prewarm: Prewarm;
+  isFull = false;
+
+  constructor(holds = new MemoryHolds()) {
+    this.holds = holds;
+    this.prewarm = new Prewarm({
+      holds,
+      limits,
+      clock: this.clock,
+      isFull: async () => this.isFull,
+      fetch: async (name, isKnown, signal) =>
+        await new Promise((resolve) => {
+          signal.addEventListener("abort", () => resolve(failing(new PullError("cancelled", "cancelled"))));
+          this.fetches.push({ name, isKnown, signal, end: resolve });
+        }),
+      events: {
+        done: (name, outcome) =>
+          this.told.push(`${name} ${"code" in outcome ? outcome.code : outcome.isNew}`),
+        dropped: (name, why) => this.told.push(`${name} ${why}`),
+        changed: () => {},
+      },
+    });
+  }
+
+  async open(): Promise<void> {
+    await this.prewarm.open();
+    await settle();
+  }
+
+  /** The fetch of this image, which must be under way, ends. */
+  async end(name: string, outcome: Fetched): Promise<void> {
+    const index = this.fetches.findIndex((one) => one.name === name);
+    const [fetch] = this.fetches.splice(index, index === -1 ? 0 : 1);
+    if (fetch === undefined) throw new Error(`${name} is not being fetched`);
+    fetch.end(outcome);
+    await settle();
+  }
+
+  get underWay(): string[] {
+    return this.fetches.filter(({ signal }) => !signal.aborted).map(({ name }) => name);
+  }
+
+  get states(): string[] {
+    return this.prewarm.entries.map(({ name, condition }) => `${name} ${condition.kind}`);
+  }
+}
+
+const [a, b, c] = ["example.com/a:1", "example.com/b:1", "example.com/c:1"] as const;
+
+test("images are fetched so many at once, the more urgent first, and are then warm and held", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "config", 2);
+  stage.prewarm.want(b, "config", 2);
+  stage.prewarm.want(c, "command", 1);
+  expect(stage.underWay).toEqual([]);
+  await stage.open();
+  expect(stage.underWay).toEqual([c, a]);
+  await stage.end(c, contentOf("c"));
+  expect(stage.underWay).toEqual([a, b]);
+  expect([...stage.holds.all.values()]).toEqual([
+    { hold: { id: "hold 1", name: c, target: sha256(Buffer.from("c")), bytes: 7 }, lifeMs: 27 * 60 * minute },
+  ]);
+  expect(stage.states).toEqual([`${a} wanted`, `${b} wanted`, `${c} warm`]);
+  expect(stage.told).toEqual([`${c} true`]);
+});
+
+test("what is not to be had for now is tried again with growing pauses, anything else with the next refresh", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "config", 2);
+  await stage.open();
+  await stage.end(a, failing(new PullError("unavailable", "no answer", { temporary: true })));
+  expect(stage.states).toEqual([`${a} failed`]);
+  await stage.clock.pass(4_999);
+  expect(stage.underWay).toEqual([]);
+  await stage.clock.pass(1);
+  await stage.end(a, failing(new PullError("unavailable", "no answer", { temporary: true })));
+  await stage.clock.pass(9_999);
+  expect(stage.underWay).toEqual([]);
+  await stage.clock.pass(1);
+  await stage.end(a, failing(new PullError("not_found", "no such image")));
+  await stage.clock.pass(60 * minute - 1);
+  expect(stage.underWay).toEqual([]);
+  await stage.clock.pass(1);
+  await stage.end(a, contentOf("a"));
+  expect(stage.states).toEqual([`${a} warm`]);
+});
+
+test("a warm image is looked at again, and what its tag stands for then takes the place of what it was", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "config", 2);
+  await stage.open();
+  await stage.end(a, contentOf("old"));
+  await stage.clock.pass(60 * minute);
+  expect(stage.fetches.map(({ isKnown }) => isKnown)).toEqual([true]);
+  await stage.end(a, contentOf("old"));
+  await stage.clock.pass(60 * minute);
+  await stage.end(a, contentOf("new"));
+  expect(Array.from(stage.holds.all.values(), ({ hold }) => hold.target)).toEqual([
+    sha256(Buffer.from("new")),
+  ]);
+  expect(stage.told).toEqual([`${a} true`, `${a} false`, `${a} true`]);
+});
+
+test("a registry that does not answer costs a warm image nothing", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "config", 2);
+  await stage.open();
+  await stage.end(a, contentOf("a"));
+  await stage.clock.pass(60 * minute);
+  await stage.end(a, failing(new PullError("unavailable", "no answer", { temporary: true })));
+  expect(stage.states).toEqual([`${a} warm`]);
+  expect(stage.holds.all.size).toBe(1);
+  expect(stage.prewarm.entries[0]?.trouble?.message).toBe("no answer");
+  await stage.clock.pass(5_000);
+  await stage.end(a, contentOf("a"));
+  expect(stage.prewarm.entries[0]?.trouble).toBeUndefined();
+});
+
+test("an image that nobody wants any more is not fetched on, and one that is warm stays for a while", async () => {
+  const stage = new Stage();
+  for (const name of [a, b]) stage.prewarm.want(name, "config", 2);
+  stage.prewarm.want(b, "command", 1);
+  await stage.open();
+  await stage.end(b, contentOf("b"));
+  stage.prewarm.unwant(a, "config");
+  await settle();
+  expect(stage.states).toEqual([`${b} warm`]);
+  expect(stage.underWay).toEqual([]);
+  stage.prewarm.unwant(b, "config");
+  await stage.clock.pass(25 * 60 * minute);
+  expect(stage.holds.all.size).toBe(1);
+  stage.prewarm.unwant(b, "command");
+  await stage.clock.pass(24 * 60 * minute - 1);
+  expect(stage.holds.all.size).toBe(1);
+  await stage.clock.pass(1);
+  expect(stage.holds.all.size).toBe(0);
+  expect(stage.states).toEqual([]);
+  expect(stage.told.at(-1)).toBe(`${b} unwanted`);
+});
+
+test("what an earlier process held is warm, is looked at, and goes in time if nobody wants it", async () => {
+  const holds = new MemoryHolds();
+  const former = new Stage(holds);
+  for (const name of [a, b]) former.prewarm.want(name, "config", 2);
+  await former.open();
+  await former.end(a, contentOf("a"));
+  await former.end(b, contentOf("b"));
+  await former.prewarm.close();
+  const stage = new Stage(holds);
+  stage.prewarm.want(a, "config", 2);
+  holds.failure = new PullError("unavailable", "containerd is away");
+  await expect(stage.open()).rejects.toThrow("away");
+  holds.failure = undefined;
+  await stage.open();
+  expect(stage.states).toEqual([`${a} warm`, `${b} warm`]);
+  expect(stage.fetches.map(({ name, isKnown }) => [name, isKnown])).toEqual([[a, true]]);
+  await stage.end(a, contentOf("a"));
+  await stage.clock.pass(24 * 60 * minute);
+  expect(Array.from(holds.all.values(), ({ hold }) => hold.name)).toEqual([a]);
+});
+
+test("on a disk that fills up nothing is fetched, and warm images go one by one, those first that nobody wants", async () => {
+  const stage = new Stage();
+  for (const name of [a, b]) stage.prewarm.want(name, "config", 2);
+  await stage.open();
+  await stage.end(a, contentOf("a"));
+  await stage.clock.pass(1);
+  await stage.end(b, contentOf("b"));
+  stage.prewarm.unwant(b, "config");
+  stage.prewarm.want(c, "config", 2);
+  await settle();
+  expect(stage.underWay).toEqual([c]);
+  stage.isFull = true;
+  await stage.clock.pass(15_000);
+  expect(stage.underWay).toEqual([]);
+  expect(stage.states).toEqual([`${a} warm`, `${c} wanted`]);
+  await stage.clock.pass(15_000);
+  expect(stage.states).toEqual([`${a} wanted`, `${c} wanted`]);
+  expect(stage.told.slice(2)).toEqual([`${b} disk`, `${a} disk`]);
+  stage.fetches.length = 0;
+  stage.isFull = false;
+  await stage.clock.pass(15_000);
+  expect(stage.underWay).toEqual([c]);
+});
+
+test("a source's images are exactly those that it names, and what is no reference is left out", async () => {
+  const stage = new Stage();
+  expect(stage.prewarm.replace("directory", ["busybox", "BAD", a], 2)).toEqual(["BAD"]);
+  stage.prewarm.replace("directory", [a], 2);
+  await stage.open();
+  expect(stage.states).toEqual([`${a} wanted`]);
+  expect(() => stage.prewarm.want("BAD", "command", 1)).toThrow("not an image reference");
+});
+
+test("closing ends what goes on, and leaves what is warm", async () => {
+  const stage = new Stage();
+  for (const name of [a, b]) stage.prewarm.want(name, "config", 2);
+  await stage.open();
+  await stage.end(a, contentOf("a"));
+  await stage.prewarm.close();
+  expect(stage.underWay).toEqual([]);
+  expect(stage.holds.all.size).toBe(1);
+  stage.prewarm.want(c, "config", 2);
+  await settle();
+  expect(stage.underWay).toEqual([]);
+});
