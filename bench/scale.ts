@@ -114,10 +114,7 @@ interface Measured {
   readonly peakMiB: number;
 }
 
-async function pullAll(
-  references: readonly string[],
-  signal: AbortSignal,
-): Promise<Omit<Measured, "zeros">> {
+async function pullAll(references: readonly string[], signal: AbortSignal): Promise<Omit<Measured, "zeros">> {
   await using containerd = await PrivateContainerd.start();
   await using hawser = await PrivateHawser.start({ containerd: containerd.address });
   const seconds = await timeOfPulls(hawser.cri, references, signal);
