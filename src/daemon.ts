@@ -4,6 +4,7 @@
 // whether work may be done at all. No bad configuration and no missing part keeps it from serving: then every call
 // goes through to containerd, and log and metrics say why.
 
+import { findKubeconfig, nodeNameOf } from "./cluster/identity.ts";
 import type { Config, Problem } from "./config.ts";
 import { createContainerd } from "./containerd/client.ts";
 import type { Containerd } from "./containerd/containerd.ts";
@@ -17,7 +18,12 @@ import { threadsOf } from "./limits.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { parseReference } from "./oci/reference.ts";
-import { Prewarming, type PrewarmRequest, type PrewarmStatus } from "./prewarm/prewarming.ts";
+import {
+  type NodeCluster,
+  Prewarming,
+  type PrewarmRequest,
+  type PrewarmStatus,
+} from "./prewarm/prewarming.ts";
 import type { PullImageRequest } from "./proto/gen/cri_pb.js";
 import type { Ahead, Pulled } from "./pull/pull.ts";
 import { SiteKeeper, type SiteState } from "./pull/site.ts";
@@ -221,6 +227,8 @@ class NodeDaemon implements Daemon {
         if (state?.kind !== "open") return [];
         return [state.site.facts.contentRoot, state.site.facts.snapshotterRoot];
       },
+      isListed: async (name) => (await this.#containerd.records.image(name)) !== undefined,
+      cluster: prewarm.pods ? async () => await connect(prewarm) : undefined,
       credentialsFile: prewarm.credentials,
       fetch: async (name, credentials, ahead, signal) =>
         await this.#fetchAhead(name, credentials, ahead, signal),
@@ -289,6 +297,16 @@ class NodeDaemon implements Daemon {
     else log.warn(fields, "pull");
   }
 }
+
+/** The API's client is loaded by those who use it alone. */
+async function connect({ kubeconfig, node_name: given }: Config["prewarm"]): Promise<NodeCluster> {
+  const { createCluster } = await import("./cluster/client.ts");
+  const cluster = createCluster(kubeconfig === "auto" ? await findKubeconfig() : kubeconfig);
+  const nodeName = given === "auto" ? await nodeNameOf(cluster, AbortSignal.timeout(apiMs)) : given;
+  return { cluster, nodeName };
+}
+
+const apiMs = 60_000;
 
 function away(): PullError {
   return new PullError("unavailable", "containerd went away", { temporary: true });

@@ -12,6 +12,7 @@ import {
   isTable,
   type Kind,
   listenSocket,
+  nodeName,
   or,
   type Problem,
   path,
@@ -252,6 +253,21 @@ export const schema = {
       or("off", path),
       "off",
       'Directory whose files name more of them, one on a line ("#" begins a comment); a ConfigMap can be mounted there.',
+    ),
+    pods: setting(
+      flag,
+      false,
+      "Whether the images of pods are fetched all at once as soon as they are bound to this node, by kubelet's own access to the cluster's API.",
+    ),
+    kubeconfig: setting(
+      or("auto", path),
+      "auto",
+      'File that says how to reach the API, and as whom; "auto" is kubelet\'s, in the usual places.',
+    ),
+    node_name: setting(
+      or("auto", nodeName),
+      "auto",
+      'Name of this node in the cluster; "auto" asks the API, which knows nodes by name.',
     ),
     credentials: setting(
       path,

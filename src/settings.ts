@@ -86,6 +86,15 @@ export const identifier: Kind<string> = {
   },
 };
 
+/** What Kubernetes takes for a node's name (RFC 1123 subdomain). */
+export const nodeName: Kind<string> = {
+  parse: (value) => {
+    const isName = typeof value === "string" && /^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$/.test(value);
+    if (isName) return value;
+    throw new Expected('the name of a node, such as "node-1.example.com"');
+  },
+};
+
 export const flag: Kind<boolean> = {
   parse: (value) => {
     if (typeof value === "boolean") return value;

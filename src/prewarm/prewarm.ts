@@ -8,18 +8,28 @@
 import type { Hold, Holdable, Holds } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
 import { parseReference } from "../oci/reference.ts";
-import { type Condition, type Entry, type Failure, Queue, type Source } from "./queue.ts";
+import { type Condition, type Entry, type Failure, Queue, type Source, type Want } from "./queue.ts";
 
 /** What was fetched, protected until it is disposed of. */
 export interface Fetched extends AsyncDisposable {
   readonly failure: PullError | undefined;
+  /** What is to be held; nothing where a record holds it already. */
   readonly held?: Holdable | undefined;
+}
+
+/** What a fetch needs to know besides the image's name. */
+export interface Wanted {
+  /** The node has had it before. */
+  readonly isKnown: boolean;
+  readonly sources: readonly Source[];
 }
 
 export interface PrewarmOptions {
   readonly holds: Holds;
-  /** Fetches an image without records; `isKnown` when the node has had it before. Never rejects. */
-  readonly fetch: (name: string, isKnown: boolean, signal: AbortSignal) => Promise<Fetched>;
+  /** Fetches an image without records. Never rejects. */
+  readonly fetch: (name: string, wanted: Wanted, signal: AbortSignal) => Promise<Fetched>;
+  /** Whether containerd lists it: somebody has pulled it, and may use it. */
+  readonly isListed: (name: string) => Promise<boolean>;
   readonly limits: PrewarmLimits;
   /** Whether the disk has less left than is to be left free. */
   readonly isFull: () => Promise<boolean>;
@@ -37,7 +47,7 @@ export interface PrewarmEvents {
   /** An image was fetched, or was still the same when it was looked at again (`isNew` false), or neither. */
   done(name: string, outcome: { readonly isNew: boolean; readonly seconds: number } | Failure): void;
   /** A warm image is held no more, for one of these reasons. */
-  dropped(name: string, why: "unwanted" | "disk"): void;
+  dropped(name: string, why: "unwanted" | "listed" | "disk"): void;
   changed(entries: readonly Entry[]): void;
 }
 
@@ -96,12 +106,13 @@ export class Prewarm {
     }
     this.#isOpen = true;
     this.#look();
+    for (const entry of this.#queue.entries) if (entry.sources.size === 0) void this.#dropListed(entry);
   }
 
   /** Has an image fetched and kept for this source. Throws `invalid` for what is no reference, `exhausted` for too many. */
-  want(reference: string, source: Source, priority: number): void {
+  want(reference: string, source: Source, want: Want): void {
     const name = nameOf(reference);
-    if (!this.#queue.want(name, source, { priority }, this.#clock.now()))
+    if (!this.#queue.want(name, source, want, this.#clock.now()))
       throw new PullError("exhausted", "too many images are wanted on this node");
     this.#look();
   }
@@ -109,8 +120,21 @@ export class Prewarm {
   unwant(reference: string, source: Source): void {
     const name = nameOf(reference);
     this.#queue.unwant(name, source, this.#clock.now());
-    if (this.#queue.get(name)?.sources.size === 0) this.#running.get(name)?.abort.abort();
+    const entry = this.#queue.get(name);
+    if (entry?.sources.size === 0) {
+      this.#running.get(name)?.abort.abort();
+      void this.#dropListed(entry);
+    }
     this.#look();
+  }
+
+  /** Of what somebody has come to use, nothing need be held. */
+  async #dropListed({ name }: Entry): Promise<void> {
+    const isListed = await this.#options.isListed(name).catch(() => false);
+    const entry = this.#queue.get(name);
+    const isIdle =
+      entry?.condition.kind === "warm" && entry.busySinceMs === undefined && entry.sources.size === 0;
+    if (isListed && isIdle && !this.#isClosed) this.#run(entry, () => this.#drop(entry, "listed"));
   }
 
   /** Has one that failed, or is to be looked at later, tried now. */
@@ -120,12 +144,12 @@ export class Prewarm {
   }
 
   /** Has exactly these wanted by a source. What is no reference is left out, and returned. */
-  replace(source: Source, references: readonly string[], priority: number): string[] {
+  replace(source: Source, references: readonly string[], want: Want): string[] {
     const wanted = new Set<string>();
     const bad: string[] = [];
     for (const reference of references) {
       try {
-        this.want(reference, source, priority);
+        this.want(reference, source, want);
         wanted.add(nameOf(reference));
       } catch {
         bad.push(reference);
@@ -190,7 +214,7 @@ export class Prewarm {
     this.#running.set(name, { abort, over });
   }
 
-  async #warm({ name, condition }: Entry, signal: AbortSignal): Promise<void> {
+  async #warm({ name, condition, sources }: Entry, signal: AbortSignal): Promise<void> {
     const { holds, fetch, limits, events } = this.#options;
     const began = performance.now();
     const former = condition.kind === "warm" ? condition.hold : undefined;
@@ -198,12 +222,12 @@ export class Prewarm {
     const kept = former && (await holds.renew(former, this.#lifeMs));
     if (kept && condition.kind === "warm") this.#queue.end(name, { ...condition, hold: kept });
     this.#queue.begin(name, this.#clock.now());
-    await using fetched = await fetch(name, kept !== undefined, signal);
+    const wanted = { isKnown: kept !== undefined, sources: [...sources.keys()] };
+    await using fetched = await fetch(name, wanted, signal);
     const { failure, held } = fetched;
     if (failure) throw failure;
-    if (held === undefined) throw new PullError("internal", "nothing was fetched");
-    const isNew = kept?.target !== held.target;
-    const hold = await holds.make(name, held, this.#lifeMs);
+    const isNew = held !== undefined && kept?.target !== held.target;
+    const hold = held && (await holds.make(name, held, this.#lifeMs));
     if (kept) await holds.release(kept);
     const now = this.#clock.now();
     const sinceMs = condition.kind === "warm" && !isNew ? condition.sinceMs : now;
@@ -222,7 +246,7 @@ export class Prewarm {
     }
     const before = condition.kind === "failed" ? condition.failure.times : (trouble?.times ?? 0);
     const { code, message } = error;
-    const isTemporary = error.temporary || code === "unavailable" || code === "slow";
+    const isTemporary = error.temporary || code === "unavailable" || code === "slow" || entry.isUrgent;
     const failure = { code, message, isTemporary, times: before + 1 };
     const dueMs = now + this.#jitter(this.#pauseMs(failure));
     if (condition.kind === "warm") this.#queue.end(name, { ...condition, dueMs }, failure);
@@ -230,10 +254,10 @@ export class Prewarm {
     this.#options.events.done(name, failure);
   }
 
-  async #drop({ name, condition }: Entry, why: "unwanted" | "disk"): Promise<void> {
+  async #drop({ name, condition }: Entry, why: "unwanted" | "listed" | "disk"): Promise<void> {
     const { holds, limits, events } = this.#options;
     const now = this.#clock.now();
-    if (condition.kind === "warm") await holds.release(condition.hold);
+    if (condition.kind === "warm" && condition.hold) await holds.release(condition.hold);
     this.#queue.end(name, { kind: "wanted", dueMs: now + this.#jitter(limits.refreshMs) });
     events.dropped(name, why);
   }

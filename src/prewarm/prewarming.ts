@@ -4,6 +4,7 @@
 // one is told in log and status, and pulls go on.
 
 import { open } from "node:fs/promises";
+import type { Cluster } from "../cluster/cluster.ts";
 import type { Holds } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
 import type { Log } from "../log.ts";
@@ -14,7 +15,8 @@ import { type Volume, volumeOf } from "../pull/space.ts";
 import type { Credentials } from "../registry/registry.ts";
 import { Directory } from "./directory.ts";
 import { Keyring } from "./keyring.ts";
-import { Prewarm, type PrewarmEvents, type PrewarmLimits } from "./prewarm.ts";
+import { Pods } from "./pods.ts";
+import { type Fetched, Prewarm, type PrewarmEvents, type PrewarmLimits, type Wanted } from "./prewarm.ts";
 import type { Entry } from "./queue.ts";
 import { Wishes } from "./wishes.ts";
 
@@ -34,10 +36,19 @@ export interface PrewarmingOptions {
     ahead: Ahead,
     signal: AbortSignal,
   ) => Promise<Pulled>;
+  /** The cluster's API, and the node's name in it; undefined where it is not to be asked. */
+  readonly cluster: (() => Promise<NodeCluster>) | undefined;
+  /** Whether containerd has a record of this name. */
+  readonly isListed: (name: string) => Promise<boolean>;
   /** A file of Docker's form; it need not be there. */
   readonly credentialsFile: string;
   readonly log: Log;
   readonly metrics: Metrics;
+}
+
+export interface NodeCluster {
+  readonly cluster: Cluster;
+  readonly nodeName: string;
 }
 
 /** What is to be left free of a file system. */
@@ -73,8 +84,13 @@ export interface ImageStatus {
   readonly nextSeconds?: number;
 }
 
-/** A person who waits comes before a list that is long. */
-const priorities = { command: 1, config: 2, directory: 2 } as const;
+/** A pod that is to start comes first, and a person who waits before a list that is long. */
+const wants = {
+  pod: { priority: 0, isUrgent: true },
+  command: { priority: 1, isUrgent: false },
+  list: { priority: 2, isUrgent: false },
+} as const;
+const clusterAgainMs = 30_000;
 const openAgainMs = 5_000;
 const keyringBytesMax = 2 ** 20;
 
@@ -84,7 +100,10 @@ export class Prewarming {
   readonly #troubles = new Map<string, string>();
   readonly #wishes: Promise<Wishes>;
   #directory: Directory | undefined;
+  #pods: Pods | undefined;
   #opening: NodeJS.Timeout | undefined;
+  #asking: NodeJS.Timeout | undefined;
+  #isClosed = false;
   #changes: Promise<void> = Promise.resolve();
 
   constructor(options: PrewarmingOptions) {
@@ -92,7 +111,8 @@ export class Prewarming {
     const spare = ({ sizeBytes }: Volume): number => spareOf(options.minFree, sizeBytes);
     this.#engine = new Prewarm({
       holds: options.holds,
-      fetch: async (name, isKnown, signal) => await this.#fetch(name, { isKnown, spare }, signal),
+      fetch: async (name, wanted, signal) => await this.#fetch(name, wanted, spare, signal),
+      isListed: options.isListed,
       limits: options.limits,
       isFull: async () => {
         const volumes = await Promise.all(options.folders().map(volumeOf));
@@ -120,7 +140,10 @@ export class Prewarming {
   }
 
   async close(): Promise<void> {
+    this.#isClosed = true;
     clearTimeout(this.#opening);
+    clearTimeout(this.#asking);
+    await this.#pods?.[Symbol.asyncDispose]();
     await this.#directory?.[Symbol.asyncDispose]();
     await this.#engine.close();
   }
@@ -130,8 +153,8 @@ export class Prewarming {
     try {
       // What is wanted comes first: a hold that nobody wants is on its way out.
       const { references } = await this.#wishes;
-      this.#refuse("prewarm.images", this.#engine.replace("config", images, priorities.config));
-      this.#refuse(this.#options.wishesFile, this.#engine.replace("command", references, priorities.command));
+      this.#refuse("prewarm.images", this.#engine.replace("config", images, wants.list));
+      this.#refuse(this.#options.wishesFile, this.#engine.replace("command", references, wants.command));
       await this.#engine.open();
     } catch (error) {
       this.#trouble("containerd", PullError.from(error).message);
@@ -139,19 +162,30 @@ export class Prewarming {
       return;
     }
     this.#trouble("containerd", undefined);
+    void this.#followPods();
     if (directory === undefined) return;
     this.#directory ??= new Directory({
       path: directory,
       changed: (references) =>
-        this.#refuse(directory, this.#engine.replace("directory", references, priorities.directory)),
+        this.#refuse(directory, this.#engine.replace("directory", references, wants.list)),
       trouble: (why) => this.#trouble("prewarm.directory", why),
     });
   }
 
   /** With each of the credentials that may be meant for it, until the registry does not mind. */
-  async #fetch(name: string, ahead: Ahead, signal: AbortSignal): Promise<Pulled> {
-    const { fetch } = this.#options;
-    const [first, ...others] = (await this.#readKeyring()).of(parseReference(name));
+  async #fetch(
+    name: string,
+    { isKnown, sources }: Wanted,
+    spare: Ahead["spare"],
+    signal: AbortSignal,
+  ): Promise<Fetched> {
+    const { fetch, isListed } = this.#options;
+    if (this.#pods?.areContent(sources, name) && (await isListed(name).catch(() => false)))
+      return { failure: undefined, [Symbol.asyncDispose]: async () => {} };
+    const own = await this.#pods?.keyrings(sources, signal);
+    const keyrings = [...(own ?? []), await this.#readKeyring()];
+    const [first, ...others] = keyrings.flatMap((keyring) => keyring.of(parseReference(name)));
+    const ahead = { isKnown, spare };
     let pulled = await fetch(name, first, ahead, signal);
     for (const credentials of others) {
       const { failure } = pulled;
@@ -182,12 +216,35 @@ export class Prewarming {
     }
   }
 
+  async #followPods(): Promise<void> {
+    const { cluster: connect } = this.#options;
+    if (connect === undefined || this.#pods) return;
+    try {
+      const { cluster, nodeName } = await connect();
+      if (this.#isClosed) return;
+      this.#trouble("prewarm.pods", undefined);
+      this.#pods = new Pods({
+        cluster,
+        nodeName,
+        want: (source, references) => {
+          const bad = this.#engine.replace(source, references, wants.pod);
+          this.#refuse(source, bad);
+        },
+        trouble: (place, why) => this.#trouble(place, why),
+      });
+    } catch (error) {
+      if (this.#isClosed) return;
+      this.#trouble("prewarm.pods", PullError.from(error).message);
+      this.#asking = setTimeout(() => void this.#followPods(), clusterAgainMs).unref();
+    }
+  }
+
   async #change({ kind, references }: Exclude<PrewarmRequest, { kind: "list" }>): Promise<void> {
     const wishes = await this.#wishes;
     const present = new Set(wishes.references);
     if (kind === "add") {
       // All of them or none.
-      for (const reference of references) this.#engine.want(reference, "command", priorities.command);
+      for (const reference of references) this.#engine.want(reference, "command", wants.command);
       for (const reference of references) this.#engine.hasten(reference);
       await wishes.set([...present, ...references]);
       return;
@@ -230,8 +287,7 @@ function statusOf(entry: Entry): ImageStatus {
     ageSeconds: secondsSince(addedMs),
     ...(isWarm && {
       warmSeconds: secondsSince(condition.sinceMs),
-      bytes: condition.hold.bytes,
-      target: condition.hold.target,
+      ...(condition.hold && { bytes: condition.hold.bytes, target: condition.hold.target }),
     }),
     ...(failure && { error: failure.message, attempts: failure.times, temporary: failure.isTemporary }),
     ...(busySinceMs === undefined && { nextSeconds: Math.max(0, -secondsSince(condition.dueMs)) }),

@@ -11,6 +11,8 @@ export type Source = string;
 export interface Want {
   /** Smaller comes first. */
   readonly priority: number;
+  /** Somebody is about to ask for it, so that whatever fails is tried again soon: they may mend it meanwhile. */
+  readonly isUrgent: boolean;
 }
 
 export type Condition =
@@ -18,8 +20,13 @@ export type Condition =
   | { readonly kind: "wanted"; readonly dueMs: number }
   /** Not to be had so far; tried again at this time. */
   | { readonly kind: "failed"; readonly dueMs: number; readonly failure: Failure }
-  /** Everything of it is here and held; looked at again at this time. */
-  | { readonly kind: "warm"; readonly dueMs: number; readonly sinceMs: number; readonly hold: Hold };
+  /** Everything of it is here, and held unless a record does that already; looked at again at this time. */
+  | {
+      readonly kind: "warm";
+      readonly dueMs: number;
+      readonly sinceMs: number;
+      readonly hold: Hold | undefined;
+    };
 
 export interface Failure {
   readonly code: string;
@@ -41,9 +48,29 @@ export interface Entry {
   readonly trouble: Failure | undefined;
   /** Since when nobody wants it. */
   readonly unwantedMs: number | undefined;
+  /** For one of its sources. */
+  readonly isUrgent: boolean;
 }
 
-type Held = { -readonly [Key in keyof Entry]: Entry[Key] } & { readonly sources: Map<Source, Want> };
+class Held implements Entry {
+  readonly name: string;
+  readonly addedMs: number;
+  readonly sources = new Map<Source, Want>();
+  condition: Condition;
+  busySinceMs: number | undefined;
+  trouble: Failure | undefined;
+  unwantedMs: number | undefined;
+
+  constructor(name: string, condition: Condition, addedMs: number) {
+    this.name = name;
+    this.condition = condition;
+    this.addedMs = addedMs;
+  }
+
+  get isUrgent(): boolean {
+    return [...this.sources.values()].some((want) => want.isUrgent);
+  }
+}
 
 /** Names come from people, files and pods: more than this is a mistake. */
 const entriesMax = 5_000;
@@ -141,15 +168,7 @@ export class Queue {
 
   #add(name: string, condition: Condition, addedMs: number): Held | undefined {
     if (this.#entries.size >= entriesMax) return undefined;
-    const entry: Held = {
-      name,
-      sources: new Map(),
-      addedMs,
-      condition,
-      busySinceMs: undefined,
-      trouble: undefined,
-      unwantedMs: undefined,
-    };
+    const entry = new Held(name, condition, addedMs);
     this.#entries.set(name, entry);
     return entry;
   }

@@ -18,7 +18,7 @@ const tiers: readonly (readonly string[])[] = [
   ["limits.ts"],
   ["cri/", "prewarm/"],
   ["pull/"],
-  ["registry/", "layer/", "containerd/"],
+  ["registry/", "layer/", "containerd/", "cluster/"],
   ["removal.ts", "selinux.ts"],
   ["oci/", "spool.ts", "native.ts", "demand.ts"],
   ["proto/"],

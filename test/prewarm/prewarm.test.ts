@@ -7,6 +7,9 @@ import { type Digest, sha256 } from "../../src/oci/digest.ts";
 import { type Clock, type Fetched, Prewarm, type PrewarmLimits } from "../../src/prewarm/prewarm.ts";
 
 const minute = 60_000;
+const list = { priority: 2, isUrgent: false };
+const command = { priority: 1, isUrgent: false };
+const pod = { priority: 0, isUrgent: true };
 const limits: PrewarmLimits = { concurrentMax: 2, refreshMs: 60 * minute, keepMs: 24 * 60 * minute };
 
 class TestClock implements Clock {
@@ -95,6 +98,7 @@ class Stage {
   readonly told: string[] = [];
   readonly prewarm: Prewarm;
   isFull = false;
+  readonly listed = new Set<string>();
 
   constructor(holds = new MemoryHolds()) {
     this.holds = holds;
@@ -103,7 +107,8 @@ class Stage {
       limits,
       clock: this.clock,
       isFull: async () => this.isFull,
-      fetch: async (name, isKnown, signal) =>
+      isListed: async (name) => this.listed.has(name),
+      fetch: async (name, { isKnown }, signal) =>
         await new Promise((resolve) => {
           signal.addEventListener("abort", () => resolve(failing(new PullError("cancelled", "cancelled"))));
           this.fetches.push({ name, isKnown, signal, end: resolve });
@@ -144,9 +149,9 @@ const [a, b, c] = ["example.com/a:1", "example.com/b:1", "example.com/c:1"] as c
 
 test("images are fetched so many at once, the more urgent first, and are then warm and held", async () => {
   const stage = new Stage();
-  stage.prewarm.want(a, "config", 2);
-  stage.prewarm.want(b, "config", 2);
-  stage.prewarm.want(c, "command", 1);
+  stage.prewarm.want(a, "config", list);
+  stage.prewarm.want(b, "config", list);
+  stage.prewarm.want(c, "command", command);
   expect(stage.underWay).toEqual([]);
   await stage.open();
   expect(stage.underWay).toEqual([c, a]);
@@ -161,7 +166,7 @@ test("images are fetched so many at once, the more urgent first, and are then wa
 
 test("what is not to be had for now is tried again with growing pauses, anything else with the next refresh", async () => {
   const stage = new Stage();
-  stage.prewarm.want(a, "config", 2);
+  stage.prewarm.want(a, "config", list);
   await stage.open();
   await stage.end(a, failing(new PullError("unavailable", "no answer", { temporary: true })));
   expect(stage.states).toEqual([`${a} failed`]);
@@ -180,9 +185,18 @@ test("what is not to be had for now is tried again with growing pauses, anything
   expect(stage.states).toEqual([`${a} warm`]);
 });
 
+test("what a pod is about to ask for is tried again soon, whatever it was that failed", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "pod", pod);
+  await stage.open();
+  await stage.end(a, failing(new PullError("refused", "no basic auth credentials")));
+  await stage.clock.pass(5_000);
+  expect(stage.underWay).toEqual([a]);
+});
+
 test("a warm image is looked at again, and what its tag stands for then takes the place of what it was", async () => {
   const stage = new Stage();
-  stage.prewarm.want(a, "config", 2);
+  stage.prewarm.want(a, "config", list);
   await stage.open();
   await stage.end(a, contentOf("old"));
   await stage.clock.pass(60 * minute);
@@ -198,7 +212,7 @@ test("a warm image is looked at again, and what its tag stands for then takes th
 
 test("a registry that does not answer costs a warm image nothing", async () => {
   const stage = new Stage();
-  stage.prewarm.want(a, "config", 2);
+  stage.prewarm.want(a, "config", list);
   await stage.open();
   await stage.end(a, contentOf("a"));
   await stage.clock.pass(60 * minute);
@@ -213,8 +227,8 @@ test("a registry that does not answer costs a warm image nothing", async () => {
 
 test("an image that nobody wants any more is not fetched on, and one that is warm stays for a while", async () => {
   const stage = new Stage();
-  for (const name of [a, b]) stage.prewarm.want(name, "config", 2);
-  stage.prewarm.want(b, "command", 1);
+  for (const name of [a, b]) stage.prewarm.want(name, "config", list);
+  stage.prewarm.want(b, "command", command);
   await stage.open();
   await stage.end(b, contentOf("b"));
   stage.prewarm.unwant(a, "config");
@@ -233,16 +247,29 @@ test("an image that nobody wants any more is not fetched on, and one that is war
   expect(stage.told.at(-1)).toBe(`${b} unwanted`);
 });
 
+test("what a pod has come to use is held no more once nobody wants it ahead of need", async () => {
+  const stage = new Stage();
+  for (const name of [a, b]) stage.prewarm.want(name, "pod", pod);
+  await stage.open();
+  for (const name of [a, b]) await stage.end(name, contentOf(name));
+  stage.listed.add(a);
+  for (const name of [a, b]) stage.prewarm.unwant(name, "pod");
+  await settle();
+  expect(stage.states).toEqual([`${b} warm`]);
+  expect(Array.from(stage.holds.all.values(), ({ hold }) => hold.name)).toEqual([b]);
+  expect(stage.told.at(-1)).toBe(`${a} listed`);
+});
+
 test("what an earlier process held is warm, is looked at, and goes in time if nobody wants it", async () => {
   const holds = new MemoryHolds();
   const former = new Stage(holds);
-  for (const name of [a, b]) former.prewarm.want(name, "config", 2);
+  for (const name of [a, b]) former.prewarm.want(name, "config", list);
   await former.open();
   await former.end(a, contentOf("a"));
   await former.end(b, contentOf("b"));
   await former.prewarm.close();
   const stage = new Stage(holds);
-  stage.prewarm.want(a, "config", 2);
+  stage.prewarm.want(a, "config", list);
   holds.failure = new PullError("unavailable", "containerd is away");
   await expect(stage.open()).rejects.toThrow("away");
   holds.failure = undefined;
@@ -256,13 +283,13 @@ test("what an earlier process held is warm, is looked at, and goes in time if no
 
 test("on a disk that fills up nothing is fetched, and warm images go one by one, those first that nobody wants", async () => {
   const stage = new Stage();
-  for (const name of [a, b]) stage.prewarm.want(name, "config", 2);
+  for (const name of [a, b]) stage.prewarm.want(name, "config", list);
   await stage.open();
   await stage.end(a, contentOf("a"));
   await stage.clock.pass(1);
   await stage.end(b, contentOf("b"));
   stage.prewarm.unwant(b, "config");
-  stage.prewarm.want(c, "config", 2);
+  stage.prewarm.want(c, "config", list);
   await settle();
   expect(stage.underWay).toEqual([c]);
   stage.isFull = true;
@@ -280,22 +307,22 @@ test("on a disk that fills up nothing is fetched, and warm images go one by one,
 
 test("a source's images are exactly those that it names, and what is no reference is left out", async () => {
   const stage = new Stage();
-  expect(stage.prewarm.replace("directory", ["busybox", "BAD", a], 2)).toEqual(["BAD"]);
-  stage.prewarm.replace("directory", [a], 2);
+  expect(stage.prewarm.replace("directory", ["busybox", "BAD", a], list)).toEqual(["BAD"]);
+  stage.prewarm.replace("directory", [a], list);
   await stage.open();
   expect(stage.states).toEqual([`${a} wanted`]);
-  expect(() => stage.prewarm.want("BAD", "command", 1)).toThrow("not an image reference");
+  expect(() => stage.prewarm.want("BAD", "command", command)).toThrow("not an image reference");
 });
 
 test("closing ends what goes on, and leaves what is warm", async () => {
   const stage = new Stage();
-  for (const name of [a, b]) stage.prewarm.want(name, "config", 2);
+  for (const name of [a, b]) stage.prewarm.want(name, "config", list);
   await stage.open();
   await stage.end(a, contentOf("a"));
   await stage.prewarm.close();
   expect(stage.underWay).toEqual([]);
   expect(stage.holds.all.size).toBe(1);
-  stage.prewarm.want(c, "config", 2);
+  stage.prewarm.want(c, "config", list);
   await settle();
   expect(stage.underWay).toEqual([]);
 });

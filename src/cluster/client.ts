@@ -1,0 +1,120 @@
+// Requests to the API: where it is and who asks is read from the kubeconfig each time, since certificates and tokens are
+// exchanged while we run.
+
+import { readFile } from "node:fs/promises";
+import { type IncomingMessage, type OutgoingHttpHeaders, request as requestPlain } from "node:http";
+import { type RequestOptions, request } from "node:https";
+import { KubeConfig } from "@kubernetes/client-node/dist/config.js";
+import { PullError, throwIfAborted } from "../errors.ts";
+import { type Asked, objectBytesMax, objectOf, readAll, unreachable } from "./answer.ts";
+import type { Cluster, Collection, Follower, KubernetesObject } from "./cluster.ts";
+import { follow } from "./follow.ts";
+
+const kubeconfigBytesMax = 2 ** 20;
+const answerMs = 30_000;
+
+/** Reads nothing before it is asked. */
+export function createCluster(kubeconfig: string): Cluster {
+  return new KubeconfigCluster(kubeconfig);
+}
+
+class KubeconfigCluster implements Cluster {
+  readonly #file: string;
+  #text = "";
+  #config: KubeConfig | undefined;
+
+  constructor(file: string) {
+    this.#file = file;
+  }
+
+  async get(path: string, signal: AbortSignal): Promise<KubernetesObject> {
+    const answer = await this.#send({ method: "GET", path, silenceMs: answerMs }, signal);
+    return objectOf(await readAll(answer, objectBytesMax));
+  }
+
+  async create(path: string, body: unknown, signal: AbortSignal): Promise<KubernetesObject> {
+    const answer = await this.#send({ method: "POST", path, body, silenceMs: answerMs }, signal);
+    return objectOf(await readAll(answer, objectBytesMax));
+  }
+
+  async follow(collection: Collection, follower: Follower, signal: AbortSignal): Promise<void> {
+    await follow(async (asked, both) => await this.#send(asked, both), collection, follower, signal);
+  }
+
+  async #send(
+    { method, path, query = {}, body, silenceMs }: Asked,
+    signal: AbortSignal,
+  ): Promise<IncomingMessage> {
+    throwIfAborted(signal);
+    const { url, options } = await this.#target();
+    url.pathname = `${url.pathname.replace(/\/$/, "")}${path}`;
+    url.search = new URLSearchParams(query).toString();
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    const headers = {
+      ...(options.headers as OutgoingHttpHeaders | undefined),
+      accept: "application/json",
+      "user-agent": "hawser",
+      ...(text !== undefined && { "content-type": "application/json" }),
+    };
+    const answer = await new Promise<IncomingMessage>((resolve, reject) => {
+      const make = url.protocol === "http:" ? requestPlain : request;
+      const sent = make(url, { ...options, method, headers, signal }, resolve);
+      sent.setTimeout(silenceMs, () => sent.destroy(new Error("the API does not answer")));
+      sent.on("error", reject);
+      sent.end(text);
+    }).catch((error: unknown) => {
+      throwIfAborted(signal);
+      throw unreachable(error);
+    });
+    const { statusCode: status = 0 } = answer;
+    if (status === 200 || status === 201) return answer;
+    throw await refusalOf(answer, status);
+  }
+
+  async #target(): Promise<{ readonly url: URL; readonly options: RequestOptions }> {
+    try {
+      const config = await this.#read();
+      const server = config.getCurrentCluster()?.server;
+      if (server === undefined) throw new Error("its current context names no cluster");
+      const options: RequestOptions = {};
+      await config.applyToHTTPSOptions(options);
+      return { url: new URL(server), options };
+    } catch (error) {
+      const [why = ""] = PullError.from(error).message.split("\n", 1);
+      throw new PullError("invalid", `the kubeconfig ${this.#file} cannot be used: ${why}`, { cause: error });
+    }
+  }
+
+  async #read(): Promise<KubeConfig> {
+    const text = await readFile(this.#file, "utf8");
+    if (text.length > kubeconfigBytesMax) throw new Error("it is over 1 MiB long");
+    if (this.#config && text === this.#text) return this.#config;
+    const config = new KubeConfig();
+    config.loadFromString(text);
+    // Certificates that it names by relative paths lie beside it.
+    config.makePathsAbsolute(this.#file.replace(/\/[^/]*$/, ""));
+    this.#text = text;
+    this.#config = config;
+    return config;
+  }
+}
+
+/** What the API says against it, in its own words; with Retry-After where it asks for patience. */
+async function refusalOf(answer: IncomingMessage, status: number): Promise<PullError> {
+  const text = (await readAll(answer, 64 * 1024).catch(() => Buffer.alloc(0))).toString("utf8");
+  const said = messageOf(text) ?? `status ${status}`;
+  if (status === 404) return new PullError("not_found", said);
+  if (status === 401 || status === 403) return new PullError("refused", `the API refuses: ${said}`);
+  const seconds = Number(answer.headers["retry-after"]);
+  const cause = seconds > 0 ? { retryAfterMs: 1000 * seconds } : { status };
+  return new PullError("unavailable", `the API says: ${said}`, { temporary: true, cause });
+}
+
+function messageOf(text: string): string | undefined {
+  try {
+    const { message } = JSON.parse(text) as { message?: unknown };
+    return typeof message === "string" ? message.slice(0, 500) : undefined;
+  } catch {
+    return undefined;
+  }
+}
