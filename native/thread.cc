@@ -2,6 +2,7 @@
 #include <cerrno>
 #include <sched.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "napi.h"
@@ -16,8 +17,8 @@ napi_value own_umask(napi_env env, napi_callback_info) {
   return number(env, 0);
 }
 
-// threadID()
-napi_value thread_id(napi_env env, napi_callback_info) { return number(env, gettid()); }
+// threadID(): gettid(2), which older C libraries have no function for.
+napi_value thread_id(napi_env env, napi_callback_info) { return number(env, syscall(SYS_gettid)); }
 
 // setIdle(threadID, isIdle): SCHED_IDLE gets what nobody else wants of a core (sched(7)); the nice value is kept.
 napi_value set_idle(napi_env env, napi_callback_info info) {

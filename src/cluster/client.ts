@@ -1,16 +1,14 @@
 // Requests to the API: where it is and who asks is read from the kubeconfig each time, since certificates and tokens are
 // exchanged while we run.
 
-import { readFile } from "node:fs/promises";
-import { type IncomingMessage, type OutgoingHttpHeaders, request as requestPlain } from "node:http";
-import { type RequestOptions, request } from "node:https";
-import { KubeConfig } from "@kubernetes/client-node/dist/config.js";
+import { type IncomingMessage, request as requestPlain } from "node:http";
+import { request } from "node:https";
 import { PullError, throwIfAborted } from "../errors.ts";
 import { type Asked, objectBytesMax, objectOf, readAll, unreachable } from "./answer.ts";
 import type { Cluster, Collection, Follower, KubernetesObject } from "./cluster.ts";
 import { follow } from "./follow.ts";
+import { Kubeconfig } from "./kubeconfig.ts";
 
-const kubeconfigBytesMax = 2 ** 20;
 const answerMs = 30_000;
 
 /** Reads nothing before it is asked. */
@@ -19,12 +17,10 @@ export function createCluster(kubeconfig: string): Cluster {
 }
 
 class KubeconfigCluster implements Cluster {
-  readonly #file: string;
-  #text = "";
-  #config: KubeConfig | undefined;
+  readonly #kubeconfig: Kubeconfig;
 
   constructor(file: string) {
-    this.#file = file;
+    this.#kubeconfig = new Kubeconfig(file);
   }
 
   async get(path: string, signal: AbortSignal): Promise<KubernetesObject> {
@@ -46,12 +42,12 @@ class KubeconfigCluster implements Cluster {
     signal: AbortSignal,
   ): Promise<IncomingMessage> {
     throwIfAborted(signal);
-    const { url, options } = await this.#target();
+    const { url, options } = await this.#kubeconfig.read();
     url.pathname = `${url.pathname.replace(/\/$/, "")}${path}`;
     url.search = new URLSearchParams(query).toString();
     const text = body === undefined ? undefined : JSON.stringify(body);
     const headers = {
-      ...(options.headers as OutgoingHttpHeaders | undefined),
+      ...options.headers,
       accept: "application/json",
       "user-agent": "hawser",
       ...(text !== undefined && { "content-type": "application/json" }),
@@ -68,34 +64,8 @@ class KubeconfigCluster implements Cluster {
     });
     const { statusCode: status = 0 } = answer;
     if (status === 200 || status === 201) return answer;
+    if (status === 401) this.#kubeconfig.forget();
     throw await refusalOf(answer, status);
-  }
-
-  async #target(): Promise<{ readonly url: URL; readonly options: RequestOptions }> {
-    try {
-      const config = await this.#read();
-      const server = config.getCurrentCluster()?.server;
-      if (server === undefined) throw new Error("its current context names no cluster");
-      const options: RequestOptions = {};
-      await config.applyToHTTPSOptions(options);
-      return { url: new URL(server), options };
-    } catch (error) {
-      const [why = ""] = PullError.from(error).message.split("\n", 1);
-      throw new PullError("invalid", `the kubeconfig ${this.#file} cannot be used: ${why}`, { cause: error });
-    }
-  }
-
-  async #read(): Promise<KubeConfig> {
-    const text = await readFile(this.#file, "utf8");
-    if (text.length > kubeconfigBytesMax) throw new Error("it is over 1 MiB long");
-    if (this.#config && text === this.#text) return this.#config;
-    const config = new KubeConfig();
-    config.loadFromString(text);
-    // Certificates that it names by relative paths lie beside it.
-    config.makePathsAbsolute(this.#file.replace(/\/[^/]*$/, ""));
-    this.#text = text;
-    this.#config = config;
-    return config;
   }
 }
 

@@ -185,7 +185,7 @@ test("a pull secret that is missing, wrong, and then right; nobody without it is
   await untilTrouble(/secret default\/other: it is no pull secret/);
   putSecret("wrong");
   await untilTrouble(/^(?!.*default\/pull)/s);
-  expect(await states()).toMatchObject({ [image.reference]: "failed" });
+  await untilStates({ [image.reference]: "failed" });
   putSecret(login.password);
   await untilStates({ [image.reference]: "warm" });
   const before = blobRequests(image);
