@@ -1,10 +1,11 @@
 // Node 20, 22 and 24: one real pull by the built program with the addon that was built once, and on those that do not run
 // these tests anyway the unit tests of what leans on Node itself: its sockets, TLS, HTTP/2, threads and descriptors.
 
-import { spawnSync } from "node:child_process";
+import { execFile, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { FakeRegistry } from "../fakes/registry.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
@@ -59,17 +60,27 @@ function majorOf(version: string): string {
   return version.split(".")[0] ?? "";
 }
 
-function runUnitTests(node: string): void {
+/** Throws what they print when one of them fails. */
+async function runUnitTests(node: string): Promise<void> {
   const vitest = fileURLToPath(new URL("../../node_modules/vitest/vitest.mjs", import.meta.url));
   const args = [vitest, "run", "--project", "unit", "--reporter", "dot", ...leaning];
   const cwd = fileURLToPath(new URL("../..", import.meta.url));
-  const unit = spawnSync(node, args, { encoding: "utf8", cwd });
-  expect(unit.status, unit.stdout + unit.stderr).toBe(0);
+  await promisify(execFile)(node, args, { cwd, maxBuffer: 2 ** 26 }).catch((error: unknown) => {
+    const { stdout, stderr } = error as { readonly stdout: string; readonly stderr: string };
+    throw new Error(`${node}:\n${stdout}${stderr}`, { cause: error });
+  });
 }
+
+const others = versions.filter((version) => majorOf(version) !== majorOf(process.versions.node));
+
+test(`unit tests on Node ${others.join(" and ")}`, { timeout: 300_000 }, async () => {
+  const runs = others.map(async (version) => await runUnitTests(nodeOf(version)));
+  await Promise.allSettled(runs);
+  await Promise.all(runs);
+});
 
 test.each(versions)("Node %s", { timeout: 300_000 }, async (version) => {
   const node = nodeOf(version);
-  if (majorOf(version) !== majorOf(process.versions.node)) runUnitTests(node);
   expect(spawnSync(node, ["--version"], { encoding: "utf8" }).stdout.trim()).toBe(`v${version}`);
   await using containerd = await PrivateContainerd.start();
   await using hawser = await PrivateHawser.start({ containerd: containerd.address, node });
