@@ -239,19 +239,29 @@ export class Prewarming {
     }
   }
 
+  /** All of them or none. */
   async #change({ kind, references }: Exclude<PrewarmRequest, { kind: "list" }>): Promise<void> {
     const wishes = await this.#wishes;
-    const present = new Set(wishes.references);
+    const names = references.map((reference) => this.#engine.nameOf(reference));
+    const present = wishes.references.filter((one) => isReference(one));
+    const wished = new Set(present.map((one) => this.#engine.nameOf(one)));
     if (kind === "add") {
-      // All of them or none.
-      for (const reference of references) this.#engine.want(reference, "command", wants.command);
-      for (const reference of references) this.#engine.hasten(reference);
       await wishes.set([...present, ...references]);
+      for (const name of names) this.#engine.want(name, "command", wants.command);
+      for (const name of names) this.#engine.hasten(name);
       return;
     }
-    for (const reference of references) this.#engine.unwant(reference, "command");
-    const names = new Set(references.map((reference) => this.#engine.nameOf(reference)));
-    await wishes.set([...present].filter((one) => !names.has(this.#engine.nameOf(one))));
+    for (const name of names) if (!wished.has(name)) throw this.#notWished(name);
+    const leaving = new Set(names);
+    await wishes.set(present.filter((one) => !leaving.has(this.#engine.nameOf(one))));
+    for (const name of names) this.#engine.unwant(name, "command");
+  }
+
+  #notWished(name: string): PullError {
+    const sources = this.#engine.entries.find((entry) => entry.name === name)?.sources.keys() ?? [];
+    const others = [...sources].join(", ");
+    const why = others ? `; what wants it is: ${others}` : "";
+    return new PullError("invalid", `${name} was not asked for with "hawser prewarm add"${why}`);
   }
 
   #refuse(place: string, bad: readonly string[]): void {
@@ -267,6 +277,15 @@ export class Prewarming {
     const text = `${place}: ${why}`;
     if (this.#troubles.get(place) !== text) this.#options.log.warn({ place, detail: why }, "prewarm");
     this.#troubles.set(place, text);
+  }
+}
+
+function isReference(text: string): boolean {
+  try {
+    parseReference(text);
+    return true;
+  } catch {
+    return false;
   }
 }
 

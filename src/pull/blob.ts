@@ -13,14 +13,15 @@ import type { Spool } from "../spool.ts";
 import type { Keep } from "./journal.ts";
 import type { LeaseShare } from "./lease.ts";
 import type { HeldSpool, Spools } from "./spools.ts";
+import type { Urgency } from "./urgency.ts";
 
 export interface BlobOptions {
   readonly descriptor: Descriptor;
   readonly repository: Repository;
   readonly permits: RequestPermits;
   readonly spools: Spools;
-  /** Smaller gets room in the spool earlier. */
-  readonly urgency: number;
+  /** Of its room in the spool. */
+  readonly urgency: Urgency;
   /** The lease to adopt under; held by the blob until it is disposed of. */
   readonly lease: LeaseShare;
   readonly warn: (error: PullError) => void;

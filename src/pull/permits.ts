@@ -4,15 +4,13 @@
 // first and then the one that waited longest. A waiter whose limit is full never holds up another.
 
 import { abortError, throwIfAborted } from "../errors.ts";
+import { enqueue, reorder, type Urgency } from "./urgency.ts";
 
 /** A limit is a name, under which permits are counted, and the most of them that may be out at once, which may change. */
 export interface Limit {
   readonly name: string;
   readonly max: number;
 }
-
-/** Smaller is more urgent. A change of it is seen when the waiters are looked at again. */
-export type Urgency = number | { readonly value: number };
 
 /** What was granted, until it is disposed of. */
 export interface Permit extends Disposable {
@@ -57,15 +55,14 @@ export class Permits {
       };
       const waiter: Waiter = { limits, urgency, grant };
       signal.addEventListener("abort", onAbort, { once: true });
-      const after = this.#waiters.findIndex((other) => valueOf(other.urgency) > valueOf(urgency));
-      this.#waiters.splice(after === -1 ? this.#waiters.length : after, 0, waiter);
+      enqueue(this.#waiters, waiter);
       this.#grantWhatFits();
     });
   }
 
   /** Looks at the waiters again where an urgency has changed, or the most of a limit has grown. */
   review(): void {
-    this.#waiters.sort((one, other) => valueOf(one.urgency) - valueOf(other.urgency));
+    reorder(this.#waiters);
     this.#grantWhatFits();
   }
 
@@ -99,8 +96,4 @@ export class Permits {
       [Symbol.dispose]: () => giveBack([...held]),
     };
   }
-}
-
-function valueOf(urgency: Urgency): number {
-  return typeof urgency === "number" ? urgency : urgency.value;
 }

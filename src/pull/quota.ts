@@ -5,11 +5,11 @@
 // Whoever holds a reservation that it could do without offers it; offers are taken up only while somebody waits.
 
 import { abortError, throwIfAborted } from "../errors.ts";
+import { enqueue, reorder, type Urgency, valueOf } from "./urgency.ts";
 
 interface Waiter {
   readonly bytes: number;
-  /** Smaller is more urgent. */
-  readonly urgency: number;
+  readonly urgency: Urgency;
   readonly grant: () => void;
 }
 
@@ -34,7 +34,7 @@ export class Quota {
   }
 
   /** Waits for room; the caller sees to it that the bytes are not more than the maximum. */
-  async reserve(bytes: number, urgency: number, signal: AbortSignal): Promise<Disposable> {
+  async reserve(bytes: number, urgency: Urgency, signal: AbortSignal): Promise<Disposable> {
     throwIfAborted(signal);
     return await new Promise<Disposable>((resolve, reject) => {
       const onAbort = (): void => {
@@ -49,8 +49,7 @@ export class Quota {
       };
       const waiter: Waiter = { bytes, urgency, grant };
       signal.addEventListener("abort", onAbort, { once: true });
-      const after = this.#waiters.findIndex((other) => other.urgency > urgency);
-      this.#waiters.splice(after === -1 ? this.#waiters.length : after, 0, waiter);
+      enqueue(this.#waiters, waiter);
       this.#grantWhatFits();
     });
   }
@@ -64,6 +63,12 @@ export class Quota {
     this.#offers.add(offer);
     this.#takeUpOffers();
     return { [Symbol.dispose]: () => void this.#offers.delete(offer) };
+  }
+
+  /** Looks at the waiters again where an urgency has changed. */
+  review(): void {
+    reorder(this.#waiters);
+    this.#grantWhatFits();
   }
 
   #reservation(bytes: number): Disposable {
@@ -92,7 +97,7 @@ export class Quota {
   #takeUpOffers(): void {
     const [first] = this.#waiters;
     if (first === undefined) return;
-    const taken = [...this.#offers].filter(({ urgency }) => first.urgency < urgency);
+    const taken = [...this.#offers].filter(({ urgency }) => valueOf(first.urgency) < urgency);
     for (const offer of taken) this.#offers.delete(offer);
     for (const { release } of taken) release();
   }

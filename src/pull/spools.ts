@@ -16,6 +16,7 @@ import { mergeRanges, Spool } from "../spool.ts";
 import { Journal, type Keep, type Recorded, readBootId, readJournal } from "./journal.ts";
 import { Quota } from "./quota.ts";
 import { hasBytes, isJournal, journalOf, openSpool, type Parked, remove } from "./spoolfile.ts";
+import type { Urgency } from "./urgency.ts";
 
 interface SpoolLimits {
   /** Most bytes of live and parked spools together. */
@@ -69,7 +70,7 @@ export class Spools implements AsyncDisposable {
   }
 
   /** Waits for room, lower urgency first. Throws `exhausted` for a blob that is larger than all the room there is. */
-  async take(descriptor: Descriptor, urgency: number, signal: AbortSignal): Promise<HeldSpool> {
+  async take(descriptor: Descriptor, urgency: Urgency, signal: AbortSignal): Promise<HeldSpool> {
     const { bytesMax } = this.#options.limits;
     if (descriptor.size > bytesMax) {
       throw new PullError(
@@ -91,6 +92,10 @@ export class Spools implements AsyncDisposable {
   /** See {@link Quota.offer}. */
   offer(release: () => void, urgency?: number): Disposable {
     return this.#quota.offer(release, urgency);
+  }
+
+  review(): void {
+    this.#quota.review();
   }
 
   isParked(digest: Digest): boolean {

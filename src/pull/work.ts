@@ -11,7 +11,7 @@ import { Blob, type BlobOptions } from "./blob.ts";
 import type { Keep } from "./journal.ts";
 import { Layer, type LayerOptions } from "./layer.ts";
 import type { LeaseShare } from "./lease.ts";
-import { type Limit, type Permit, Permits, type Urgency } from "./permits.ts";
+import { type Limit, type Permit, Permits } from "./permits.ts";
 import type { PlannedLayer } from "./plan.ts";
 import { Precedence } from "./precedence.ts";
 import type { PullEvents, PullLimits } from "./pull.ts";
@@ -19,6 +19,7 @@ import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import type { Room } from "./space.ts";
 import { Tuning } from "./tuning.ts";
+import type { Urgency } from "./urgency.ts";
 
 /** What an image brings along when it asks for one of its layers. */
 export interface LayerRequest {
@@ -169,6 +170,7 @@ export class Work {
     this.#join(digest, wanted);
     return this.#blobs.join(digest, async (signal) => {
       const demand = this.#begin(digest, wanted);
+      using _raised = demand.follow(() => request.site.spools.review());
       const claim = this.#precedence.claim("downloads", demand);
       const end = (): void => {
         claim[Symbol.dispose]();
@@ -192,7 +194,7 @@ export class Work {
       permits: this.#requests(request, demand),
       lease: request.lease.share(),
       spools: request.site.spools,
-      urgency: urgencyOf(request.index, demand).value,
+      urgency: urgencyOf(request.index, demand),
       warn: (error) => this.#events.warn(error),
       downloaded: (seconds) => this.#events.stage("download", seconds),
     };

@@ -1,8 +1,12 @@
 // Pre-warming with a real containerd and registry: what is fetched ahead is there at once for whoever may have it, for
 // nobody else, and is nobody's image until somebody pulls it.
 
+import { execFile } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { askAdmin } from "../../src/front/client.ts";
 import type { ImageStatus, PrewarmStatus } from "../../src/prewarm/prewarming.ts";
@@ -12,6 +16,7 @@ import { PrivateContainerd, scratch } from "../harness/containerd.ts";
 import { PrivateHawser } from "../harness/hawser.ts";
 import { eventually } from "../harness/process.ts";
 
+const program = fileURLToPath(new URL("../../dist/main.js", import.meta.url));
 const login = { username: "somebody", password: "secret-of-somebody" };
 
 let registry: FakeRegistry;
@@ -151,6 +156,29 @@ test("a pull joins what is fetched ahead, and nothing of it is fetched twice", a
   }
 });
 
+test("the spool's room is given up to a pull that somebody waits for, whether or not it was begun ahead of need", async () => {
+  const [first, second, third] = [1, 2, 3].map(() => {
+    images += 1;
+    const bytes = tarGz([file(`noise${images}`, randomBytes(700_000))]);
+    return registry.put(`prewarm/large${images}:v1`, [{ bytes }]);
+  }) as [Image, Image, Image];
+  const paused = gate();
+  const [stuck] = first.layers;
+  registry.behave = ({ path }) =>
+    path.endsWith(stuck?.digest ?? "none") ? { after: 20, afterwards: paused.opened } : undefined;
+  const config = `images = ["${first.reference}"]\n[content]\nspool_max_size = "1MiB"`;
+  await using hawser = await start(config);
+  await eventually(async () => expect(blobRequests(first)).toBe(1), "a request");
+  await mustPull(hawser, third);
+  // What gave way begins again, and has the room once more before the next one comes.
+  await eventually(async () => expect(blobRequests(first)).toBeGreaterThan(1), "another request");
+  await ask(hawser, { add: [second.reference] });
+  await untilState(hawser, second, "fetching");
+  await mustPull(hawser, second);
+  expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 2');
+  paused.open();
+});
+
 test("what is asked for on the command line, and what is warm, outlasts the daemon; what is not wanted does not", async () => {
   const [image, other] = [makeImage(), makeImage()];
   await using hawser = await start('keep = "1m"');
@@ -201,11 +229,57 @@ test("what cannot be had is told, is tried again when it is asked for, and does 
   expect(failed).toMatchObject({ name: absent, attempts: 1, temporary: false });
   expect(failed.error).toBe(`no host knows ${absent}`);
   expect((await ask(hawser)).troubles).toEqual(['prewarm.images: no image references: "NOT A REFERENCE"']);
-  await expect(ask(hawser, { add: ["ALSO NONE"] })).rejects.toThrow("is not an image reference");
+  await expect(ask(hawser, { add: [image.reference, "ALSO NONE"] })).rejects.toThrow(
+    "is not an image reference",
+  );
+  expect(await statusOf(hawser, image)).toBeUndefined();
+  await expect(ask(hawser, { remove: [absent] })).rejects.toThrow(
+    `${absent} was not asked for with "hawser prewarm add"; what wants it is: config`,
+  );
   await mustPull(hawser, image);
   const late = registry.put("prewarm/absent:v1", [{ bytes: tarGz([file("late", "late")]) }]);
   await ask(hawser, { add: [absent] });
   await untilState(hawser, late, "warm");
+});
+
+test("the command line adds, waits, lists and takes out again, and says what is wrong in one line", async () => {
+  const image = makeImage();
+  await using hawser = await start("");
+  const command = async (...args: readonly string[]): Promise<string> => {
+    const all = [program, "prewarm", ...args, "--config", join(hawser.root, "hawser.toml")];
+    const run = promisify(execFile)(process.execPath, all);
+    const { stdout } = await run.catch((error: unknown) => {
+      const { code, stderr } = error as { readonly code: number; readonly stderr: string };
+      return { stdout: `exit code ${code}: ${stderr}` };
+    });
+    return stdout;
+  };
+  expect(await command("list")).not.toContain(image.reference);
+  expect(await command("wait", image.reference)).toBe(
+    `exit code 1: hawser: nobody wants ${image.reference} here: add it first\n`,
+  );
+  expect(await command("add", image.reference)).toBe("");
+  expect(await command("wait")).toBe("");
+  expect(await command("list")).toMatch(
+    new RegExp(`^warm      ${image.reference}  for \\d+ s, 0\\.0 MiB, by command$`, "m"),
+  );
+  const { images: listed } = JSON.parse(await command("list", "--json")) as PrewarmStatus;
+  expect(listed.find(({ name }) => name === image.reference)).toMatchObject({ state: "warm", sources: ["command"] });
+  expect(await command("rm", image.reference)).toBe("");
+  expect(await command("rm", image.reference)).toBe(
+    `exit code 1: hawser: ${image.reference} was not asked for with "hawser prewarm add"\n`,
+  );
+  const absent = `${registry.host}/prewarm/nowhere:v1`;
+  await command("add", absent);
+  expect(await command("wait", absent, "--timeout", "60")).toBe(
+    `exit code 1: hawser: ${absent}: no host knows ${absent}\n`,
+  );
+  expect(await command("add", "NOT ONE")).toMatch(
+    /^exit code [12]: hawser: "NOT ONE" is not an image reference.*\n$/,
+  );
+  expect(await command("wait", "--timeout", "soon")).toMatch(
+    /^exit code 2: hawser: expected seconds behind --timeout/,
+  );
 });
 
 test("where the disk has less free than is to be left, nothing is fetched ahead", async () => {

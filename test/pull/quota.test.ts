@@ -89,3 +89,22 @@ test("whatever is asked for, the maximum holds and everybody is served", async (
     }),
   );
 });
+
+test("offers that are meant for the more urgent are taken up for those alone, and once an urgency has changed", async () => {
+  const quota = new Quota(10);
+  const { granted, ask, release } = queue(quota);
+  await ask("ahead", 8, 100);
+  let isTaken = false;
+  using _offer = quota.offer(() => {
+    isTaken = true;
+    release("ahead");
+  }, 100);
+  const urgency = { value: 101 };
+  const waiting = quota.reserve(8, urgency, never).then(() => granted.push("raised"));
+  await setImmediate();
+  expect(isTaken).toBe(false);
+  urgency.value = 1;
+  quota.review();
+  await waiting;
+  expect(granted).toEqual(["ahead", "raised"]);
+});
