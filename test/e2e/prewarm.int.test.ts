@@ -173,7 +173,10 @@ test("the spool's room is given up to a pull that somebody waits for, whether or
   // What gave way begins again, and has the room once more before the next one comes.
   await eventually(async () => expect(blobRequests(first)).toBeGreaterThan(1), "another request");
   await ask(hawser, { add: [second.reference] });
-  await untilState(hawser, second, "fetching");
+  // By the fourth plan it is about to wait for room, or does.
+  await hawser.untilMetric(/hawser_stage_duration_seconds_count\{stage="plan"\} 4/);
+  await ask(hawser);
+  expect(await statusOf(hawser, second)).toMatchObject({ state: "fetching" });
   await mustPull(hawser, second);
   expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 2');
   paused.open();
