@@ -78,23 +78,32 @@ async function wait(
 ): Promise<number> {
   const names = references.map((reference) => parseReference(reference).name);
   const deadline = performance.now() + 1000 * seconds;
+  let told = "";
   for (;;) {
-    const { images } = await ask();
+    const { ready, images } = await ask().catch((error: unknown) => {
+      const { code, message } = PullError.from(error);
+      if (code === "invalid") throw error;
+      // A daemon that is only starting is waited for as well.
+      if (message !== told) stderr(`hawser: waiting: ${message}\n`);
+      told = message;
+      return { ready: false, images: [] };
+    });
     const absent = names.filter((name) => !images.some((image) => image.name === name));
-    if (absent.length > 0)
+    if (ready && absent.length > 0)
       throw new PullError("not_found", `nobody wants ${absent.join(", ")} here: add it first`);
     const awaited = images.filter(
       ({ name, sources }) => names.includes(name) || (names.length === 0 && sources.length > 0),
     );
     const open = awaited.filter(({ state }) => state !== "warm");
-    if (open.length === 0) return 0;
+    if (ready && open.length === 0) return 0;
     const hopeless = open.filter(({ state, temporary }) => state === "failed" && temporary === false);
-    if (hopeless.length === open.length) {
+    if (ready && hopeless.length === open.length) {
       for (const image of hopeless) stderr(`hawser: ${image.name}: ${image.error}\n`);
       return 1;
     }
     if (performance.now() >= deadline) {
-      stderr(`hawser: not here after ${seconds} s: ${open.map(({ name }) => name).join(", ")}\n`);
+      const missing = open.map(({ name }) => name).join(", ") || told || "the daemon is not ready";
+      stderr(`hawser: not here after ${seconds} s: ${missing}\n`);
       return 1;
     }
     await sleep(pollMs, undefined, { signal: interrupted }).catch(() => {});

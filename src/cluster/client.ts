@@ -42,7 +42,7 @@ class KubeconfigCluster implements Cluster {
     signal: AbortSignal,
   ): Promise<IncomingMessage> {
     throwIfAborted(signal);
-    const { url, options } = await this.#kubeconfig.read();
+    const { url, options } = await this.#kubeconfig.read(signal);
     url.pathname = `${url.pathname.replace(/\/$/, "")}${path}`;
     url.search = new URLSearchParams(query).toString();
     const text = body === undefined ? undefined : JSON.stringify(body);

@@ -42,7 +42,7 @@ export class Kubeconfig {
   }
 
   /** Throws `invalid` with the file and what is wrong. */
-  async read(): Promise<Target> {
+  async read(signal?: AbortSignal): Promise<Target> {
     try {
       const text = await this.#readText(this.#file);
       const { cluster, user } = partsOf(fieldsOf(parse(text) as unknown));
@@ -54,7 +54,9 @@ export class Kubeconfig {
         this.#bytesOf(user, "client-key"),
       ]);
       const granted =
-        user["exec"] === undefined ? undefined : await this.#run(text, fieldsOf(user["exec"]), cluster);
+        user["exec"] === undefined
+          ? undefined
+          : await this.#run(text, fieldsOf(user["exec"]), cluster, signal);
       const servername = wordOf(cluster["tls-server-name"]);
       return {
         url,
@@ -102,7 +104,12 @@ export class Kubeconfig {
   }
 
   /** A credential plugin: a program that prints an ExecCredential (client.authentication.k8s.io). */
-  async #run(text: string, plugin: Fields, cluster: Fields): Promise<Granted> {
+  async #run(
+    text: string,
+    plugin: Fields,
+    cluster: Fields,
+    signal: AbortSignal | undefined,
+  ): Promise<Granted> {
     const now = Date.now();
     if (this.#granted?.text === text && this.#granted.untilMs - exec.earlyMs > now) return this.#granted;
     const command = wordOf(plugin["command"]);
@@ -125,6 +132,7 @@ export class Kubeconfig {
         },
         timeout: exec.timeoutMs,
         maxBuffer: exec.bytesMax,
+        ...(signal && { signal }),
       },
     ).catch((error: NodeJS.ErrnoException) => {
       // What it printed may be what nobody is to see.

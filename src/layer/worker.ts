@@ -19,6 +19,8 @@ export default async function unpack(task: Task): Promise<Outcome> {
   } catch (error) {
     const { code, message } = PullError.from(error);
     return { kind: "failed", code, message };
+  } finally {
+    if (task.idling) Atomics.store(new Int32Array(task.idling.own), idlingCells.thread, 0);
   }
 }
 

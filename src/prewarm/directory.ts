@@ -4,7 +4,7 @@
 // Read again whenever something in it changes, and every now and then, since a mount can be exchanged unseen. Files may
 // be anybody's mistake: what is read of them is bounded, and what is no reference is told, not thrown.
 
-import { type FSWatcher, watch } from "node:fs";
+import { constants, type FSWatcher, watch } from "node:fs";
 import { open, readdir } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -23,6 +23,8 @@ const filesMax = 1_000;
 const fileBytesMax = 2 ** 20;
 
 export class Directory implements AsyncDisposable {
+  /** Settles once it was read for the first time, or could not be. */
+  readonly ready: Promise<void>;
   readonly #options: DirectoryOptions;
   readonly #poll: NodeJS.Timeout;
   #watcher: FSWatcher | undefined;
@@ -36,6 +38,7 @@ export class Directory implements AsyncDisposable {
     this.#options = options;
     this.#poll = setInterval(() => this.#readAgain(), pollMs).unref();
     this.#reading = this.#read();
+    this.ready = this.#reading;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -104,7 +107,8 @@ async function readReferences(path: string): Promise<string[]> {
 }
 
 async function readText(path: string): Promise<string> {
-  await using file = await open(path, "r");
+  // Opening a FIFO would wait for somebody to write to it.
+  await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
   const stat = await file.stat();
   if (!stat.isFile()) return "";
   if (stat.size > fileBytesMax) throw new Error(`${path} is over 1 MiB long`);

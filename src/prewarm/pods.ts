@@ -7,6 +7,7 @@
 
 import type { Cluster, KubernetesObject } from "../cluster/cluster.ts";
 import { PullError } from "../errors.ts";
+import { parseReference } from "../oci/reference.ts";
 import { Keyring } from "./keyring.ts";
 
 export interface PodsOptions {
@@ -86,7 +87,7 @@ export class Pods implements AsyncDisposable {
   areContent(sources: Iterable<string>, reference: string): boolean {
     return Array.from(sources).every((source) => {
       const pod = this.#pods.get(source);
-      return pod !== undefined && !pod.always.includes(reference);
+      return pod !== undefined && !pod.always.some((one) => isNamed(one, reference));
     });
   }
 
@@ -130,9 +131,18 @@ export class Pods implements AsyncDisposable {
       trouble(`secret ${name}`, undefined);
       return keyring;
     } catch (error) {
-      trouble(`secret ${name}`, PullError.from(error).message);
+      const isWanted = [...this.#pods.values()].some((pod) => secretsOf(pod).includes(name));
+      if (!signal.aborted && isWanted) trouble(`secret ${name}`, PullError.from(error).message);
       return undefined;
     }
+  }
+}
+
+function isNamed(text: string, name: string): boolean {
+  try {
+    return parseReference(text).name === name;
+  } catch {
+    return false;
   }
 }
 

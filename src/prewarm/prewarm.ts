@@ -72,6 +72,8 @@ const realClock: Clock = {
 const backOffMs = { first: 5_000, most: 600_000 } as const;
 /** The disk is looked at so often while there is something here that takes or could give room. */
 const diskEveryMs = 15_000;
+/** Images at once, where somebody is about to ask for them. */
+const urgentMax = 16;
 
 export class Prewarm {
   readonly #options: PrewarmOptions;
@@ -80,6 +82,7 @@ export class Prewarm {
   readonly #running = new Map<string, { readonly abort: AbortController; readonly over: Promise<void> }>();
   #timer: Disposable | undefined;
   #diskTimer: Disposable | undefined;
+  #isLookDue = false;
   #isOpen = false;
   #isClosed = false;
   #isFull = false;
@@ -181,25 +184,39 @@ export class Prewarm {
     else this.#queue.found(hold, nowMs, nowMs);
   }
 
-  /** Begins what is due, lets go what is stale, and comes back when more is. */
+  /** Once for all that is said in this turn. */
   #look(): void {
+    if (this.#isLookDue) return;
+    this.#isLookDue = true;
+    setImmediate(() => {
+      this.#isLookDue = false;
+      this.#lookNow();
+    });
+  }
+
+  /** Begins what is due, lets go what is stale, and comes back when more is. */
+  #lookNow(): void {
     if (!this.#isOpen || this.#isClosed) return;
     const { limits, events } = this.#options;
     const now = this.#clock.now();
     for (const entry of this.#queue.stale(limits.keepMs, now))
       this.#run(entry, () => this.#drop(entry, "unwanted"));
     if (!this.#isFull)
-      for (const entry of this.#queue.due(now)) {
-        if (this.#running.size >= limits.concurrentMax) break;
-        this.#run(entry, async (signal) => await this.#warm(entry, signal));
-      }
+      for (const entry of this.#queue.due(now))
+        if (this.#hasPlace(entry)) this.#run(entry, async (signal) => await this.#warm(entry, signal));
     this.#timer?.[Symbol.dispose]();
     const next = this.#queue.nextMs(limits.keepMs);
-    // With every place taken, the end of what runs is what to wait for.
-    const isBound = this.#isFull || this.#running.size >= limits.concurrentMax;
+    // What is due by now waits for a place, and so for the end of what runs.
+    const isBound = this.#isFull || (next !== undefined && next <= now);
     this.#timer = next === undefined || isBound ? undefined : this.#clock.at(next, () => this.#look());
     this.#watchDisk();
     events.changed(this.#queue.entries);
+  }
+
+  /** The images of a pod do not wait for those of a list. */
+  #hasPlace({ isUrgent }: Entry): boolean {
+    const { concurrentMax } = this.#options.limits;
+    return this.#running.size < (isUrgent ? Math.max(concurrentMax, urgentMax) : concurrentMax);
   }
 
   #run({ name }: Entry, work: (signal: AbortSignal) => Promise<void>): void {
@@ -258,7 +275,9 @@ export class Prewarm {
     const { holds, limits, events } = this.#options;
     const now = this.#clock.now();
     if (condition.kind === "warm" && condition.hold) await holds.release(condition.hold);
-    this.#queue.end(name, { kind: "wanted", dueMs: now + this.#jitter(limits.refreshMs) });
+    // Somebody may have come to want it meanwhile.
+    const dueMs = why === "disk" ? now + this.#jitter(limits.refreshMs) : now;
+    this.#queue.end(name, { kind: "wanted", dueMs });
     events.dropped(name, why);
   }
 

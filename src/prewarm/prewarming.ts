@@ -61,6 +61,8 @@ export type PrewarmRequest =
   | { readonly kind: "add" | "remove"; readonly references: readonly string[] };
 
 export interface PrewarmStatus {
+  /** All is known that is wanted here, but for pods. */
+  readonly ready: boolean;
   readonly images: readonly ImageStatus[];
   /** What is wrong with one of the places that name images. */
   readonly troubles: readonly string[];
@@ -103,6 +105,7 @@ export class Prewarming {
   #pods: Pods | undefined;
   #opening: NodeJS.Timeout | undefined;
   #asking: NodeJS.Timeout | undefined;
+  #isReady = false;
   #isClosed = false;
   #changes: Promise<void> = Promise.resolve();
 
@@ -136,7 +139,8 @@ export class Prewarming {
       this.#changes = change.catch(() => {});
       await change;
     }
-    return { images: this.#engine.entries.map(statusOf), troubles: [...this.#troubles.values()] };
+    const images = this.#engine.entries.map(statusOf);
+    return { ready: this.#isReady, images, troubles: [...this.#troubles.values()] };
   }
 
   async close(): Promise<void> {
@@ -163,6 +167,7 @@ export class Prewarming {
     }
     this.#trouble("containerd", undefined);
     void this.#followPods();
+    this.#isReady = directory === undefined;
     if (directory === undefined) return;
     this.#directory ??= new Directory({
       path: directory,
@@ -170,6 +175,8 @@ export class Prewarming {
         this.#refuse(directory, this.#engine.replace("directory", references, wants.list)),
       trouble: (why) => this.#trouble("prewarm.directory", why),
     });
+    await this.#directory.ready;
+    this.#isReady = true;
   }
 
   /** With each of the credentials that may be meant for it, until the registry does not mind. */

@@ -90,8 +90,10 @@ export class Queue {
   want(name: string, source: Source, want: Want, nowMs: number): boolean {
     const entry = this.#entries.get(name) ?? this.#add(name, { kind: "wanted", dueMs: nowMs }, nowMs);
     if (entry === undefined) return false;
+    const isNews = !entry.sources.has(source) && (want.isUrgent || entry.condition.kind === "failed");
     entry.sources.set(source, want);
     entry.unwantedMs = undefined;
+    if (isNews) this.hasten(name, nowMs);
     return true;
   }
 

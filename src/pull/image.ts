@@ -82,7 +82,9 @@ export class Image implements AsyncDisposable {
       image.failure = PullError.from(error);
       // What cannot be cleared up is swept later; the failure that is told is the pull's.
       await image.#stop(image.failure).catch(() => {});
+      // What is waited for is now containerd's own attempt, while the image is held.
       image.#asking?.[Symbol.dispose]();
+      image.#asking = options.work.asking(options.demand);
     }
     return image;
   }
@@ -296,7 +298,7 @@ export class Image implements AsyncDisposable {
     const { keepLayers, site } = this.#options;
     if (!keepLayers && !resumable.has(code)) await this.#dropBlobs();
     const { spools } = site;
-    if (code === "exhausted") await spools.drop();
+    if (code === "exhausted" && !this.isAhead) await spools.drop();
     else if (!resumable.has(code))
       await spools.drop(this.#missing.map(({ descriptor }) => descriptor.digest));
   }

@@ -267,6 +267,9 @@ interface Wanted {
 
 /** Equal for equal references with equal credentials; the credentials are in it only as a hash. */
 function shareKey(reference: Reference, credentials: Credentials | undefined): string {
-  const secret = createHash("sha256").update(JSON.stringify(credentials ?? null));
+  const given = Object.entries(credentials ?? {}).filter(([, value]) => value !== "");
+  const secret = createHash("sha256").update(
+    JSON.stringify(given.toSorted(([one], [other]) => one.localeCompare(other))),
+  );
   return `${reference.name} ${secret.digest("hex")}`;
 }

@@ -11,7 +11,7 @@ export interface Share<Value> extends AsyncDisposable {
 }
 
 interface Run<Value> {
-  readonly result: Promise<Value>;
+  result: Promise<Value>;
   readonly abort: AbortController;
   shares: number;
 }
@@ -56,9 +56,11 @@ export class Sharing<Value extends AsyncDisposable> {
 
   #start(key: string, start: (signal: AbortSignal) => Promise<Value>): Run<Value> {
     const abort = new AbortController();
-    const run: Run<Value> = { result: start(abort.signal), abort, shares: 0 };
-    run.result.catch(() => this.#forget(key, run));
+    // It is there before it begins, so that it can be retired by what it does at once.
+    const run: Run<Value> = { result: new Promise(() => {}), abort, shares: 0 };
     this.#runs.set(key, run);
+    run.result = start(abort.signal);
+    run.result.catch(() => this.#forget(key, run));
     return run;
   }
 

@@ -8,11 +8,12 @@ import type { Containerd, ContainerdFacts } from "../containerd/containerd.ts";
 import { removeTree } from "../removal.ts";
 import { createInstance } from "./instance.ts";
 
-/** Leases, self-tests, spools, staging directories and folders; throws `unavailable` while containerd is down. */
+/** Leases, holds, self-tests, spools, staging directories and folders; throws `unavailable` while containerd is down. */
 export async function removeTraces(containerd: Containerd, facts: ContainerdFacts): Promise<void> {
   const instance = await createInstance(facts);
   try {
     await instance.sweepContainerd(containerd);
+    for (const hold of await containerd.holds.list()) await containerd.holds.release(hold);
     await instance.claimSpools();
     await removeTree(instance.spool);
     await instance.sweepFolders();

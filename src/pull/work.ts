@@ -2,7 +2,7 @@
 
 import { join } from "node:path";
 import { Demand } from "../demand.ts";
-import { PullError } from "../errors.ts";
+import { PullError, throwIfAborted } from "../errors.ts";
 import type { LayerEngine } from "../layer/layer.ts";
 import type { Digest } from "../oci/digest.ts";
 import { Bandwidth } from "../registry/bandwidth.ts";
@@ -47,7 +47,8 @@ const aheadUrgency = 1e6;
 const tuningsMax = 256;
 
 interface TunedHost {
-  readonly limit: Limit;
+  /** For those that are counted apart, and for all others (""). */
+  readonly limitOf: (apart: string) => Limit;
   /** Undefined where the number is given. */
   readonly tuning?: Tuning;
 }
@@ -205,17 +206,19 @@ export class Work {
     return {
       acquire: async (host, signal) => {
         const tuning = this.#tuningOf(host);
+        // Counted apart: whoever keeps back may hold what it has, and nobody who is awaited waits for it.
+        const apart = demand.isAwaited ? "" : " ahead";
+        const all = { name: "downloads", max: limits.downloadsMax };
         const counted: Limit[] = [
-          { name: "downloads", max: limits.downloadsMax },
-          { name: `downloads of ${image}`, max: limits.downloadsPerImageMax },
-          this.#aheadLimit("downloads ahead", limits.downloadsMax, demand),
-          tuning.limit,
+          demand.isAwaited ? all : this.#aheadLimit("downloads ahead", all.max, demand),
+          { name: `downloads${apart} of ${image}`, max: limits.downloadsPerImageMax },
+          tuning.limitOf(apart),
         ];
         const permit = await this.#permit("downloads", counted, urgencyOf(index, demand), signal);
         const request = demand.isAwaited ? undefined : this.#precedence.request(demand);
         return {
           // The host's and the image's own limits still count it.
-          slow: () => permit.lend("downloads"),
+          slow: () => permit.lend(`downloads${apart}`),
           answered: (timeMs) => tuning.tuning?.answered(timeMs),
           received: (bytes) => {
             if (tuning.tuning?.received(bytes)) this.#permits.review();
@@ -234,18 +237,30 @@ export class Work {
   #yielding(revoked: AbortSignal, demand: Demand): Yielding {
     return {
       revoked,
-      goOn: async (bytes, signal) => {
+      goOn: async (bytes, isRange, signal) => {
         if (demand.isAwaited) return;
-        await this.#aheadBandwidth?.pay(bytes, signal);
-        await this.#precedence.untilGiven(demand, signal);
+        await this.#pay(bytes, revoked, demand, signal);
+        if (!isRange) await this.#precedence.untilGiven(demand, signal);
       },
     };
+  }
+
+  /** Neither what is awaited by now nor what is broken off waits on for its share. */
+  async #pay(bytes: number, revoked: AbortSignal, demand: Demand, signal: AbortSignal): Promise<void> {
+    if (this.#aheadBandwidth === undefined) return;
+    const raised = new AbortController();
+    using _following = demand.follow(() => raised.abort());
+    try {
+      await this.#aheadBandwidth.pay(bytes, AbortSignal.any([signal, revoked, raised.signal]));
+    } catch {
+      throwIfAborted(signal);
+    }
   }
 
   #aheadLimit(name: string, most: number, demand: Demand): Limit {
     const precedence = this.#precedence;
     return {
-      name: demand.isAwaited ? `${name}, awaited` : name,
+      name,
       get max() {
         return precedence.limitOf(demand, most);
       },
@@ -255,21 +270,22 @@ export class Work {
   /** How many requests a host gets; whatever was found out is kept, until many other hosts were asked since. */
   #tuningOf(host: string): TunedHost {
     const { hosts, downloadsPerHostMax } = this.#limits;
-    const name = `downloads from ${host}`;
+    const nameOf = (apart: string): string => `downloads${apart} from ${host}`;
     const max = hosts.get(host) ?? downloadsPerHostMax;
-    if (max !== "auto") return { limit: { name, max } };
-    const tuning = this.#tunings.get(host) ?? new Tuning(() => this.#permits.isWanted(name));
+    if (max !== "auto") return { limitOf: (apart) => ({ name: nameOf(apart), max }) };
+    const isWanted = (): boolean => ["", " ahead"].some((apart) => this.#permits.isWanted(nameOf(apart)));
+    const tuning = this.#tunings.get(host) ?? new Tuning(isWanted);
     this.#tunings.delete(host);
     this.#tunings.set(host, tuning);
     const oldest = this.#tunings.keys().next();
     if (this.#tunings.size > tuningsMax && !oldest.done) this.#tunings.delete(oldest.value);
-    const limit = {
-      name,
+    const limitOf = (apart: string): Limit => ({
+      name: nameOf(apart),
       get max() {
         return tuning.limit;
       },
-    };
-    return { limit, tuning };
+    });
+    return { limitOf, tuning };
   }
 
   async #worker({ image, index }: LayerRequest, demand: Demand, signal: AbortSignal): Promise<Disposable> {
@@ -291,7 +307,10 @@ export class Work {
     signal: AbortSignal,
   ): Promise<Permit> {
     const permit = await this.#permits.acquire(limits, urgency, signal);
-    const report = (): void => this.#events.inFlight(what, this.#permits.count(what));
+    const report = (): void => {
+      const count = this.#permits.count(what) + this.#permits.count(`${what} ahead`);
+      this.#events.inFlight(what, count);
+    };
     report();
     return {
       lend: (name) => {

@@ -137,7 +137,8 @@ export class Download {
     const headers = {
       accept: `${descriptor.mediaType}, */*`,
       "accept-encoding": "identity",
-      ...(!isAll && { range: `bytes=${range.start}-${range.end - 1}` }),
+      // A range can be broken off, and gone on with.
+      ...((!isAll || permit.yielding) && { range: `bytes=${range.start}-${range.end - 1}` }),
     };
     const began = performance.now();
     const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
@@ -145,10 +146,10 @@ export class Download {
     if (isServed) permit.answered(performance.now() - began);
     const isRange = response.status === 206;
     const breakOff = (): void => response.body.destroy();
-    const received = (bytes: number): Promise<void> | undefined => {
+    const received = (bytes: number, isLast: boolean): Promise<void> | undefined => {
       pace.received(bytes);
       permit.received(bytes);
-      return isRange && revoked?.aborted ? undefined : permit.yielding?.goOn(bytes, signal);
+      return isLast ? undefined : permit.yielding?.goOn(bytes, isRange, signal);
     };
     try {
       if (isRange) {
@@ -204,7 +205,7 @@ export class Download {
     response: Response,
     range: Range,
     more: Remaining | undefined,
-    told: (bytes: number) => Promise<void> | undefined,
+    told: (bytes: number, isLast: boolean) => Promise<void> | undefined,
     signal: AbortSignal,
   ): Promise<void> {
     const { spool, received, requester, bandwidth } = this.#options;
@@ -215,7 +216,7 @@ export class Download {
       received(part.length);
       if (!writer.push(part)) break;
       await bandwidth?.pay(part.length, signal);
-      await told(part.length);
+      await told(part.length, range.start === range.end && more === undefined);
     }
     if (range.start < range.end) {
       const missing = range.end - range.start;

@@ -39,8 +39,11 @@ export interface Yielding {
    * is asked for; one for everything could only begin anew, and waits in {@link goOn}.
    */
   readonly revoked: AbortSignal;
-  /** Waits, behind so many bytes of the body, until the next may be read. Rejects when the signal is aborted. */
-  goOn(bytes: number, signal: AbortSignal): Promise<void>;
+  /**
+   * Waits, behind so many bytes of the body, until the next may be read; with a range only for its share of bandwidth, and
+   * no longer once it is revoked. Rejects when the signal is aborted.
+   */
+  goOn(bytes: number, isRange: boolean, signal: AbortSignal): Promise<void>;
 }
 
 /** Permits for blob requests; the registry room asks for one per request it sends and disposes of it afterwards. */

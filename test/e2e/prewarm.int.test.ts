@@ -267,7 +267,10 @@ test("the command line adds, waits, lists and takes out again, and says what is 
     new RegExp(`^warm      ${image.reference}  for \\d+ s, 0\\.0 MiB, by command$`, "m"),
   );
   const { images: listed } = JSON.parse(await command("list", "--json")) as PrewarmStatus;
-  expect(listed.find(({ name }) => name === image.reference)).toMatchObject({ state: "warm", sources: ["command"] });
+  expect(listed.find(({ name }) => name === image.reference)).toMatchObject({
+    state: "warm",
+    sources: ["command"],
+  });
   expect(await command("rm", image.reference)).toBe("");
   expect(await command("rm", image.reference)).toBe(
     `exit code 1: hawser: ${image.reference} was not asked for with "hawser prewarm add"\n`,

@@ -49,6 +49,8 @@ export interface RigOptions {
   readonly direct?: boolean;
   /** Layers that are kept are streamed, since namespaces do not share content. */
   readonly isolated?: boolean;
+  /** Bandwidth of what is fetched ahead of need. */
+  readonly aheadBytesPerSecond?: number;
   /** What is done with the fake before Hawser sees it. */
   readonly prepare?: (fake: MemoryContainerd) => void | Promise<void>;
 }
@@ -225,7 +227,7 @@ export class Rig implements AsyncDisposable {
         unpacksPerImageMax: 2,
         layer: ample,
         cores: 2,
-        ahead: { unpacksMax: 1, bytesPerSecond: undefined },
+        ahead: { unpacksMax: 1, bytesPerSecond: this.#options.aheadBytesPerSecond },
         durable: false,
       },
       events: {
