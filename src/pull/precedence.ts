@@ -120,6 +120,12 @@ export class Precedence {
     }
     if (!this.#isBusy || this.#isTaken) return;
     this.#isTaken = true;
+    // Whoever has come to be awaited by the same word has left by then.
+    queueMicrotask(() => this.#breakOff());
+  }
+
+  #breakOff(): void {
+    if (!this.#isTaken) return;
     const requests = [...this.#requests];
     this.#requests.clear();
     for (const request of requests) request.abort();

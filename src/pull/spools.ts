@@ -89,7 +89,6 @@ export class Spools implements AsyncDisposable {
     }
   }
 
-  /** See {@link Quota.offer}. */
   offer(release: () => void, urgency?: number): Disposable {
     return this.#quota.offer(release, urgency);
   }

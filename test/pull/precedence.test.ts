@@ -69,7 +69,7 @@ test("a claim counts from when somebody comes to wait, and not at all if nobody 
   expect(precedence.isTaken).toBe(true);
 });
 
-test("requests under way are broken off by a claim, but for those that have come to be awaited, or are over", () => {
+test("requests under way are broken off by a claim, but for those that have come to be awaited, or are over", async () => {
   const { precedence } = make(2);
   const [ahead, raised] = [new Demand(false), new Demand(false)];
   using request = precedence.request(ahead);
@@ -78,9 +78,21 @@ test("requests under way are broken off by a claim, but for those that have come
   over[Symbol.dispose]();
   raised.raise();
   using _claim = precedence.claim("asking", awaited);
+  await Promise.resolve();
   expect([request, mine, over].map(({ signal }) => signal.aborted)).toEqual([true, false, false]);
   using late = precedence.request(ahead);
   expect(late.signal.aborted).toBe(true);
+});
+
+test("what is awaited by the very word that takes precedence is not broken off", async () => {
+  const { precedence } = make(2);
+  const raised = new Demand(false);
+  using _claim = precedence.claim("downloads", raised);
+  using request = precedence.request(raised);
+  raised.raise();
+  await Promise.resolve();
+  expect(precedence.isTaken).toBe(true);
+  expect(request.signal.aborted).toBe(false);
 });
 
 test("a wait ends when nobody takes precedence any more, when it is awaited itself, or when it is aborted", async () => {
