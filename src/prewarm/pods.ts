@@ -7,8 +7,8 @@
 
 import type { Cluster, KubernetesObject } from "../cluster/cluster.ts";
 import { PullError } from "../errors.ts";
-import { parseReference } from "../oci/reference.ts";
 import { Keyring } from "./keyring.ts";
+import { namesOf } from "./prewarm.ts";
 
 export interface PodsOptions {
   readonly cluster: Cluster;
@@ -22,7 +22,7 @@ export interface PodsOptions {
 interface PodImages {
   readonly namespace: string;
   readonly images: readonly string[];
-  /** Of those, the ones that kubelet asks the registry for even where the node has them. */
+  /** Names of those that kubelet asks the registry for even where the node has them. */
   readonly always: readonly string[];
   /** Names of its pull secrets. */
   readonly secrets: readonly string[];
@@ -87,7 +87,7 @@ export class Pods implements AsyncDisposable {
   areContent(sources: Iterable<string>, reference: string): boolean {
     return Array.from(sources).every((source) => {
       const pod = this.#pods.get(source);
-      return pod !== undefined && !pod.always.some((one) => isNamed(one, reference));
+      return pod !== undefined && !pod.always.includes(reference);
     });
   }
 
@@ -138,14 +138,6 @@ export class Pods implements AsyncDisposable {
   }
 }
 
-function isNamed(text: string, name: string): boolean {
-  try {
-    return parseReference(text).name === name;
-  } catch {
-    return false;
-  }
-}
-
 /** NAMESPACE/NAME */
 function secretsOf({ namespace, secrets }: PodImages): string[] {
   return secrets.map((name) => `${namespace}/${name}`);
@@ -181,7 +173,9 @@ function imagesOf(pod: KubernetesObject): PodImages {
   const mounted = volumes.map(({ reference: image, pullPolicy: policy }) => ({ image, policy }));
   const pulled = [...containers, ...mounted].filter(({ policy }) => policy !== "Never");
   const names = [...pulled.flatMap(({ image }) => word(image)), ...annotated(pod)];
-  const always = pulled.filter(({ policy }) => policy === "Always").flatMap(({ image }) => word(image));
+  const always = namesOf(
+    pulled.filter(({ policy }) => policy === "Always").flatMap(({ image }) => word(image)),
+  );
   return { namespace, images: [...new Set(names)].slice(0, imagesMax), always, secrets };
 }
 

@@ -163,11 +163,6 @@ export class Prewarm {
     return bad;
   }
 
-  /** As records are named, so that one image is not fetched under two spellings. Throws `invalid`. */
-  nameOf(reference: string): string {
-    return nameOf(reference);
-  }
-
   /** Ends what goes on; what is warm stays, for the next process or until it ends by itself. */
   async close(): Promise<void> {
     this.#isClosed = true;
@@ -237,8 +232,9 @@ export class Prewarm {
     const former = condition.kind === "warm" ? condition.hold : undefined;
     // Whatever the registry says, or does not: what is here is not to go meanwhile.
     const kept = former && (await holds.renew(former, this.#lifeMs));
-    if (kept && condition.kind === "warm") this.#queue.end(name, { ...condition, hold: kept });
-    this.#queue.begin(name, this.#clock.now());
+    if (kept && condition.kind === "warm") this.#queue.update(name, { ...condition, hold: kept });
+    // Its hold has ended meanwhile: whatever comes of this, it is not warm any more.
+    else if (former) this.#queue.update(name, { kind: "wanted", dueMs: this.#clock.now() });
     const wanted = { isKnown: kept !== undefined, sources: [...sources.keys()] };
     await using fetched = await fetch(name, wanted, signal);
     const { failure, held } = fetched;
@@ -329,6 +325,18 @@ function worth({ condition, sources }: Entry): number {
   return sources.size === 0 ? sinceMs - 2 ** 52 : sinceMs;
 }
 
-function nameOf(reference: string): string {
+/** As records are named, so that one image is not fetched under two spellings. Throws `invalid`. */
+export function nameOf(reference: string): string {
   return parseReference(reference).name;
+}
+
+/** Of those that are references; the others are left out. */
+export function namesOf(references: readonly string[]): string[] {
+  return references.flatMap((reference) => {
+    try {
+      return [nameOf(reference)];
+    } catch {
+      return [];
+    }
+  });
 }

@@ -16,7 +16,15 @@ import type { Credentials } from "../registry/registry.ts";
 import { Directory } from "./directory.ts";
 import { Keyring } from "./keyring.ts";
 import { Pods } from "./pods.ts";
-import { type Fetched, Prewarm, type PrewarmEvents, type PrewarmLimits, type Wanted } from "./prewarm.ts";
+import {
+  type Fetched,
+  nameOf,
+  namesOf,
+  Prewarm,
+  type PrewarmEvents,
+  type PrewarmLimits,
+  type Wanted,
+} from "./prewarm.ts";
 import type { Entry } from "./queue.ts";
 import { Wishes } from "./wishes.ts";
 
@@ -249,9 +257,10 @@ export class Prewarming {
   /** All of them or none. */
   async #change({ kind, references }: Exclude<PrewarmRequest, { kind: "list" }>): Promise<void> {
     const wishes = await this.#wishes;
-    const names = references.map((reference) => this.#engine.nameOf(reference));
-    const present = wishes.references.filter((one) => isReference(one));
-    const wished = new Set(present.map((one) => this.#engine.nameOf(one)));
+    const names = references.map((reference) => nameOf(reference));
+    // Whatever else stands in the file is told of, and not carried on.
+    const present = namesOf(wishes.references);
+    const wished = new Set(present);
     if (kind === "add") {
       await wishes.set([...present, ...references]);
       for (const name of names) this.#engine.want(name, "command", wants.command);
@@ -260,7 +269,7 @@ export class Prewarming {
     }
     for (const name of names) if (!wished.has(name)) throw this.#notWished(name);
     const leaving = new Set(names);
-    await wishes.set(present.filter((one) => !leaving.has(this.#engine.nameOf(one))));
+    await wishes.set(present.filter((one) => !leaving.has(one)));
     for (const name of names) this.#engine.unwant(name, "command");
   }
 
@@ -284,15 +293,6 @@ export class Prewarming {
     const text = `${place}: ${why}`;
     if (this.#troubles.get(place) !== text) this.#options.log.warn({ place, detail: why }, "prewarm");
     this.#troubles.set(place, text);
-  }
-}
-
-function isReference(text: string): boolean {
-  try {
-    parseReference(text);
-    return true;
-  } catch {
-    return false;
   }
 }
 

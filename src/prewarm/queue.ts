@@ -154,6 +154,12 @@ export class Queue {
     if (entry) entry.busySinceMs = nowMs;
   }
 
+  /** What it is by now, while it is being fetched or looked at. */
+  update(name: string, condition: Condition): void {
+    const entry = this.#entries.get(name);
+    if (entry) entry.condition = condition;
+  }
+
   /** What has come of it. Whatever is neither wanted nor warm is forgotten. */
   end(name: string, condition: Condition, trouble?: Failure): void {
     const entry = this.#entries.get(name);

@@ -225,6 +225,17 @@ test("a registry that does not answer costs a warm image nothing", async () => {
   expect(stage.prewarm.entries[0]?.trouble).toBeUndefined();
 });
 
+test("an image whose hold has ended, and that cannot be had, is not called warm", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "config", list);
+  await stage.open();
+  await stage.end(a, contentOf("a"));
+  stage.holds.all.clear();
+  await stage.clock.pass(60 * minute);
+  await stage.end(a, failing(new PullError("unavailable", "no answer", { temporary: true })));
+  expect(stage.states).toEqual([`${a} failed`]);
+});
+
 test("an image that nobody wants any more is not fetched on, and one that is warm stays for a while", async () => {
   const stage = new Stage();
   for (const name of [a, b]) stage.prewarm.want(name, "config", list);
