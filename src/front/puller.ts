@@ -99,32 +99,13 @@ export class Puller {
   /** What it counts now; nothing when it does not say in time. */
   async metrics(): Promise<readonly MetricValues[]> {
     if (this.#state.kind !== "serving") return [];
-    const id = this.#number();
-    return await new Promise((resolve) => {
-      const timer = setTimeout(() => settle([]), metricsMsMax);
-      const settle = (metrics: readonly MetricValues[]): void => {
-        clearTimeout(timer);
-        this.#asked.delete(id);
-        resolve(metrics);
-      };
-      this.#asked.set(id, settle);
-      this.#tell({ kind: "metrics", id });
-    });
+    return await this.#ask(this.#asked, (id) => ({ kind: "metrics", id }), metricsMsMax, []);
   }
 
   /** Throws what the process says against it, and `unavailable` when it does not answer. */
   async prewarm(request: PrewarmRequest): Promise<PrewarmStatus> {
-    const id = this.#number();
-    const answer = await new Promise<PrewarmAnswer>((resolve) => {
-      const timer = setTimeout(() => settle(noAnswer), prewarmMsMax);
-      const settle = (said: PrewarmAnswer): void => {
-        clearTimeout(timer);
-        this.#prewarmAsked.delete(id);
-        resolve(said);
-      };
-      this.#prewarmAsked.set(id, settle);
-      this.#tell({ kind: "prewarm", id, request });
-    });
+    const message = (id: number): ToPuller => ({ kind: "prewarm", id, request });
+    const answer = await this.#ask(this.#prewarmAsked, message, prewarmMsMax, noAnswer);
     if (answer.kind === "error") throw new PullError(answer.code, answer.message);
     return answer.status;
   }
@@ -176,9 +157,25 @@ export class Puller {
     await rm(this.#options.socket, { force: true });
   }
 
-  #number(): number {
+  /** What is answered under the message's number, or `none` after so long. */
+  async #ask<Answer>(
+    asked: Map<number, (answer: Answer) => void>,
+    message: (id: number) => ToPuller,
+    timeoutMs: number,
+    none: Answer,
+  ): Promise<Answer> {
     this.#questions += 1;
-    return this.#questions;
+    const id = this.#questions;
+    return await new Promise<Answer>((resolve) => {
+      const timer = setTimeout(() => settle(none), timeoutMs);
+      const settle = (answer: Answer): void => {
+        clearTimeout(timer);
+        asked.delete(id);
+        resolve(answer);
+      };
+      asked.set(id, settle);
+      this.#tell(message(id));
+    });
   }
 
   #set(state: PullerState): void {
