@@ -13,8 +13,7 @@ import { createPullHandler, type Delegation, type PullOutcome } from "./cri/imag
 import { type CriServer, createCriServer } from "./cri/server.ts";
 import { PullError } from "./errors.ts";
 import type { LayerEngine } from "./layer/layer.ts";
-import { createEngine } from "./layer/pool.ts";
-import { threadsOf } from "./limits.ts";
+import { spareOf } from "./limits.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { parseReference } from "./oci/reference.ts";
@@ -31,7 +30,7 @@ import type { ProxySettings } from "./registry/proxy.ts";
 import type { Credentials } from "./registry/registry.ts";
 import { wordingOf } from "./registry/wording.ts";
 import { Selinux } from "./selinux.ts";
-import { Works } from "./works.ts";
+import { makeEngine, Works } from "./works.ts";
 
 export interface DaemonOptions {
   readonly config: Config;
@@ -83,7 +82,7 @@ class NodeDaemon implements Daemon {
       configFile: config.containerd.config_file,
       snapshotter: snapshotter === "auto" ? undefined : snapshotter,
     });
-    const engine = problems.length > 0 ? configurationProblem(problems) : makeEngine(config);
+    const engine = problems.length > 0 ? configurationProblem(problems) : engineOf(config);
     if ("reason" in engine) {
       this.#hindrance = engine;
     } else {
@@ -214,13 +213,14 @@ class NodeDaemon implements Daemon {
     return new Prewarming({
       images: prewarm.images,
       directory: prewarm.directory === "off" ? undefined : prewarm.directory,
+      listsAnonymous: prewarm.list_anonymous,
       wishesFile: `${admin.state_dir}/prewarm`,
       limits: {
         concurrentMax: prewarm.max_concurrent,
         refreshMs: prewarm.refresh,
         keepMs: prewarm.keep,
       },
-      minFree: prewarm.min_free_disk,
+      spare: spareOf(config),
       holds: this.#containerd.holds,
       folders: () => {
         const state = this.#site?.state;
@@ -327,13 +327,9 @@ function configurationProblem(problems: readonly Problem[]): Delegation {
   return { reason: "configuration", detail };
 }
 
-function makeEngine(config: Config): LayerEngine | Delegation {
+function engineOf(config: Config): LayerEngine | Delegation {
   try {
-    return createEngine({
-      engine: config.unpack.engine === "portable" ? "portable" : "native",
-      threads: threadsOf(config),
-      workerFile: new URL("./worker.js", import.meta.url),
-    });
+    return makeEngine(config);
   } catch (error) {
     return { reason: "engine", detail: PullError.from(error).message };
   }

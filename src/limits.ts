@@ -1,8 +1,9 @@
 // What the configuration means for pulls: how much of everything may go on at once, and how large a layer may be.
 
 import type { Config } from "./config.ts";
+import type { ContainerdFacts } from "./containerd/containerd.ts";
 import { availableCores } from "./cores.ts";
-import type { PullLimits } from "./pull/pull.ts";
+import type { Ahead, PullLimits } from "./pull/pull.ts";
 import { hostRequests } from "./pull/tuning.ts";
 
 /** A connection receives into up to 512 KiB. */
@@ -27,6 +28,18 @@ export function hostStreamsOf({ registry }: Config): ReadonlyMap<string, number>
 /** Threads that unpack, which is also how many layers are unpacked at once. */
 export function threadsOf({ unpack }: Config): number {
   return unpack.max_concurrent === "auto" ? availableCores() : unpack.max_concurrent;
+}
+
+/** Whether layer blobs go into the content store. */
+export function keepLayersOf({ content }: Config): (facts: ContainerdFacts) => boolean {
+  const { keep_layers } = content;
+  return ({ discardUnpackedLayers }) => (keep_layers === "auto" ? !discardUnpackedLayers : keep_layers);
+}
+
+/** What is to be left free of a file system by whatever nobody waits for. */
+export function spareOf({ prewarm }: Config): Ahead["spare"] {
+  const { min_free_disk: least } = prewarm;
+  return ({ sizeBytes }) => (least.kind === "bytes" ? least.bytes : least.share * sizeBytes);
 }
 
 export function limitsOf(config: Config): PullLimits {

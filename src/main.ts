@@ -13,6 +13,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   pull: async () => (await import("./cli/pull.ts")).pull,
   config: async () => (await import("./cli/config.ts")).config,
   doctor: async () => (await import("./cli/doctor.ts")).doctor,
+  load: async () => (await import("./cli/load.ts")).load,
   prewarm: async () => (await import("./cli/prewarm.ts")).prewarm,
   status: async () => (await import("./cli/status.ts")).status,
   passthrough: async () => (await import("./cli/passthrough.ts")).passthrough,

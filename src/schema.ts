@@ -274,6 +274,11 @@ export const schema = {
       "/var/lib/kubelet/config.json",
       "File of registry credentials for these images, in Docker's form; it need not exist, and kubelet reads this one too.",
     ),
+    list_anonymous: setting(
+      flag,
+      false,
+      "List what needed no credentials: a pod then starts from it without the registry, where its policy lets it.",
+    ),
     max_concurrent: setting(count(1, 64), 2, "Images that are fetched ahead at once."),
     bandwidth_limit: setting(
       or("off", size("64KiB", "1TiB")),

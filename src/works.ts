@@ -3,7 +3,8 @@
 import type { Config } from "./config.ts";
 import type { Containerd, ContainerdFacts } from "./containerd/containerd.ts";
 import type { LayerEngine } from "./layer/layer.ts";
-import { hostStreamsOf, limitsOf, streamsOf } from "./limits.ts";
+import { createEngine } from "./layer/pool.ts";
+import { hostStreamsOf, keepLayersOf, limitsOf, streamsOf, threadsOf } from "./limits.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { createPuller, type Puller } from "./pull/pull.ts";
@@ -108,13 +109,12 @@ export class Works {
 
   #makePuller(registry: Registry): Puller {
     const { config, metrics, log, engine, containerd } = this.#options;
-    const { content, containerd: settings } = config;
+    const { containerd: settings } = config;
     return createPuller({
       containerd,
       registry,
       engine,
-      keepLayers: (facts) =>
-        content.keep_layers === "auto" ? !facts.discardUnpackedLayers : content.keep_layers,
+      keepLayers: keepLayersOf(config),
       registersDirectly: (facts) => settings.registration === "auto" && facts.takesRecords,
       limits: limitsOf(config),
       events: {
@@ -126,4 +126,13 @@ export class Works {
       },
     });
   }
+}
+
+/** Throws `unavailable` when there is none. */
+export function makeEngine(config: Config): LayerEngine {
+  return createEngine({
+    engine: config.unpack.engine === "portable" ? "portable" : "native",
+    threads: threadsOf(config),
+    workerFile: new URL("./worker.js", import.meta.url),
+  });
 }

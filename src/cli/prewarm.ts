@@ -3,7 +3,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { PullError } from "../errors.ts";
 import { parseReference } from "../oci/reference.ts";
-import type { ImageStatus, PrewarmStatus } from "../prewarm/prewarming.ts";
+import type { PrewarmStatus } from "../prewarm/prewarming.ts";
+import type { ImageStatus } from "../prewarm/report.ts";
 import { askDaemon } from "./admin.ts";
 import { type Command, type Context, parseOptions, UsageError } from "./command.ts";
 
@@ -13,7 +14,7 @@ export const prewarm: Command = {
   name: "prewarm",
   summary: "have images on this node before anybody asks for them",
   help: `Usage: hawser prewarm list [--json]
-       hawser prewarm add REFERENCE…
+       hawser prewarm add REFERENCE… [--within SECONDS]
        hawser prewarm rm REFERENCE…
        hawser prewarm wait [REFERENCE…] [--timeout SECONDS]
 
@@ -27,6 +28,8 @@ A pod that asks for such an image still has to be let in by its registry; then i
 
 Options:
   --timeout SECONDS   with "wait": give up after so long (default: never)
+  --within SECONDS    with "add": of no use later than that; what is not here by then is not tried any more, and what is
+                      needed sooner is fetched first
   --json              with "list": for programs
   --config FILE       configuration that names the admin socket (default /etc/hawser/hawser.toml)
 `,
@@ -35,12 +38,14 @@ Options:
       config: { type: "string" },
       json: { type: "boolean" },
       timeout: { type: "string" },
+      within: { type: "string" },
     } as const;
     const { values, positionals } = parseOptions(args, options, Number.POSITIVE_INFINITY);
     const [word, ...references] = positionals;
     for (const reference of references) parseReference(reference);
     if (values.json && word !== "list") throw new UsageError("--json goes with list");
     if (values.timeout !== undefined && word !== "wait") throw new UsageError("--timeout goes with wait");
+    if (values.within !== undefined && word !== "add") throw new UsageError("--within goes with add");
     const ask = async (body?: unknown): Promise<PrewarmStatus> =>
       (await askDaemon(values.config, body ? "POST" : "GET", "/prewarm", body)) as PrewarmStatus;
     switch (word) {
@@ -53,21 +58,30 @@ Options:
       case "add":
       case "rm":
         if (references.length === 0) throw new UsageError(`expected an image reference behind ${word}`);
-        await ask(word === "add" ? { add: references } : { remove: references });
+        await ask(
+          word === "add"
+            ? { add: references, withinSeconds: secondsOf("--within", values.within) }
+            : { remove: references },
+        );
         return 0;
       case "wait":
-        return await wait(references, secondsOf(values.timeout), ask, context);
+        return await wait(
+          references,
+          secondsOf("--timeout", values.timeout) ?? Number.POSITIVE_INFINITY,
+          ask,
+          context,
+        );
       default:
         throw new UsageError("expected list, add, rm or wait");
     }
   },
 };
 
-function secondsOf(text: string | undefined): number {
-  if (text === undefined) return Number.POSITIVE_INFINITY;
+function secondsOf(option: string, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
   const seconds = Number(text);
   if (text.trim() !== "" && seconds > 0) return seconds;
-  throw new UsageError(`expected seconds behind --timeout, not ${JSON.stringify(text)}`);
+  throw new UsageError(`expected seconds behind ${option}, not ${JSON.stringify(text)}`);
 }
 
 async function wait(
@@ -127,14 +141,20 @@ function detailsOf({
   error,
   attempts,
   nextSeconds,
+  deadlineSeconds,
 }: ImageStatus): string {
   const parts = [
     state === "warm" ? `for ${spanOf(warmSeconds ?? 0)}` : `since ${spanOf(ageSeconds)}`,
     ...(bytes === undefined ? [] : [`${(bytes / 2 ** 20).toFixed(1)} MiB`]),
     `by ${sources.join(", ") || "nobody any more"}`,
-    ...(error === undefined ? [] : [`${error} (attempt ${attempts}, next in ${spanOf(nextSeconds ?? 0)})`]),
+    ...(deadlineSeconds ? [`needed within ${spanOf(deadlineSeconds)}`] : []),
+    ...(error === undefined ? [] : [`${error} (attempt ${attempts}, ${nextOf(nextSeconds)})`]),
   ];
   return parts.join(", ").replaceAll(/[\s\p{Cc}]+/gu, " ");
+}
+
+function nextOf(seconds: number | undefined): string {
+  return seconds === undefined ? "given up" : `next in ${spanOf(seconds)}`;
 }
 
 function spanOf(seconds: number): string {

@@ -73,6 +73,8 @@ export interface Records {
   image(name: string): Promise<ImageRecord | undefined>;
   /** Makes a record; throws `exists` when there is one of this name. CRI learns of it a little later. */
   createImage(name: string, record: ImageRecord): Promise<void>;
+  /** Has the name stand for this instead of what it stands for, with no other labels; throws `not_found` when there is none. */
+  replaceImage(name: string, record: ImageRecord): Promise<void>;
   /** Removes a record; success when there is none. */
   removeImage(name: string): Promise<void>;
   /** The labels of a blob; undefined when there is none in our namespace. */

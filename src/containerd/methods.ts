@@ -95,6 +95,11 @@ export const images = {
     request: pb.CreateImageRequestSchema,
     response: pb.CreateImageResponseSchema,
   },
+  update: {
+    path: `${services}.images.v1.Images/Update`,
+    request: pb.UpdateImageRequestSchema,
+    response: pb.UpdateImageResponseSchema,
+  },
   delete: {
     path: `${services}.images.v1.Images/Delete`,
     request: pb.DeleteImageRequestSchema,

@@ -1,9 +1,11 @@
 // What containerd says of images, and how it is told of one: records, labels, snapshots, and CRI's own view of them.
 //
 // Nothing here is under a lease. What is found may be gone in the next moment, and what a record leads to has to be
-// there, with the labels that keep it, before the record is made. No record is ever changed here.
+// there, with the labels that keep it, before the record is made.
 
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { Digest } from "../oci/digest.ts";
+import type { ImageSchema } from "../proto/gen/containerd_pb.js";
 import { type Channel, unlessMissing } from "./channel.ts";
 import type { CriImage, ImageRecord, Labels, Records } from "./containerd.ts";
 import { mergeLabels } from "./content.ts";
@@ -28,11 +30,12 @@ export class ContainerdRecords implements Records {
     };
   }
 
-  async createImage(name: string, { target, labels }: ImageRecord): Promise<void> {
-    const { mediaType, digest, size } = target;
-    await this.#channel.call(images.create, {
-      image: { name, labels, target: { mediaType, digest, size: BigInt(size) } },
-    });
+  async createImage(name: string, record: ImageRecord): Promise<void> {
+    await this.#channel.call(images.create, { image: messageOf(name, record) });
+  }
+
+  async replaceImage(name: string, record: ImageRecord): Promise<void> {
+    await this.#channel.call(images.update, { image: messageOf(name, record) });
   }
 
   async removeImage(name: string): Promise<void> {
@@ -57,4 +60,9 @@ export class ContainerdRecords implements Records {
     const { image } = await this.#channel.call(criImages.status, { image: { image: name } });
     return image && { id: image.id, tags: image.repoTags, digests: image.repoDigests };
   }
+}
+
+function messageOf(name: string, { target, labels }: ImageRecord): MessageInitShape<typeof ImageSchema> {
+  const { mediaType, digest, size } = target;
+  return { name, labels, target: { mediaType, digest, size: BigInt(size) } };
 }

@@ -156,12 +156,23 @@ function switchStateOf(body: unknown): SwitchState {
   throw new PullError("invalid", 'expected {"on": true or false, "persistent": true or false}');
 }
 
-/** `{"add": [REFERENCE, …]}` or `{"remove": [REFERENCE, …]}`. */
+/** `{"add": [REFERENCE, …], "withinSeconds": NUMBER}`, the latter if need be, or `{"remove": [REFERENCE, …]}`. */
 function prewarmRequestOf(body: unknown): PrewarmRequest {
-  const [[word, references] = []] = Object.entries(body ?? {});
-  const isList = Array.isArray(references) && references.every((one) => typeof one === "string");
-  if ((word === "add" || word === "remove") && isList) return { kind: word, references };
-  throw new PullError("invalid", 'expected {"add": [REFERENCE, …]} or {"remove": [REFERENCE, …]}');
+  const { add, remove, withinSeconds }: Partial<Record<string, unknown>> = Object(body);
+  const isTime = withinSeconds === undefined || (typeof withinSeconds === "number" && withinSeconds > 0);
+  if (isNames(add) && remove === undefined && isTime) {
+    const withinMs = withinSeconds === undefined ? undefined : 1000 * withinSeconds;
+    return { kind: "add", references: add, withinMs };
+  }
+  if (isNames(remove) && add === undefined) return { kind: "remove", references: remove };
+  throw new PullError(
+    "invalid",
+    'expected {"add": [REFERENCE, …], "withinSeconds": NUMBER (optional)} or {"remove": [REFERENCE, …]}',
+  );
+}
+
+function isNames(value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((one) => typeof one === "string");
 }
 
 async function bodyOf(request: IncomingMessage): Promise<unknown> {

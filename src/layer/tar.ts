@@ -59,6 +59,19 @@ export class TarParser {
     return at;
   }
 
+  /** How much of a file's content is still to come. */
+  get contentLeftBytes(): number {
+    return this.#state.kind === "content" ? this.#state.leftBytes : 0;
+  }
+
+  /** Says that this content is not fed; what is fed next is what stands behind it. */
+  skipContent(): void {
+    if (this.#state.kind !== "content") return;
+    const { padBytes } = this.#state;
+    this.#sink.finish();
+    this.#skipPadding(padBytes);
+  }
+
   /** Says that the stream is over. Throws `corrupt` when it ended inside a header or an entry's content. */
   end(): void {
     switch (this.#state.kind) {

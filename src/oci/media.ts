@@ -29,6 +29,11 @@ export function isConfig(mediaType: string): boolean {
   return mediaType === mediaTypes.ociConfig || mediaType === mediaTypes.dockerConfig;
 }
 
+/** Of a layer that is compressed so. */
+export function ociLayerType(compression: "gzip" | "zstd" | "none"): string {
+  return compression === "none" ? ociLayer : `${ociLayer}+${compression}`;
+}
+
 /**
  * How to unpack a layer of this type. An OCI layer without suffix is plain tar and never sniffed; all others are
  * sniffed, as containerd does. Throws `unsupported` for what containerd must pull itself: encrypted, foreign and

@@ -8,7 +8,7 @@
 import type { Cluster, KubernetesObject } from "../cluster/cluster.ts";
 import { PullError } from "../errors.ts";
 import { Keyring } from "./keyring.ts";
-import { namesOf } from "./prewarm.ts";
+import { namesOf } from "./names.ts";
 
 export interface PodsOptions {
   readonly cluster: Cluster;

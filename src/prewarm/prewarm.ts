@@ -7,7 +7,8 @@
 
 import type { Hold, Holdable, Holds } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
-import { parseReference } from "../oci/reference.ts";
+import { type Clock, realClock } from "./clock.ts";
+import { nameOf } from "./names.ts";
 import { type Condition, type Entry, type Failure, Queue, type Source, type Want } from "./queue.ts";
 
 /** What was fetched, protected until it is disposed of. */
@@ -15,6 +16,8 @@ export interface Fetched extends AsyncDisposable {
   readonly failure: PullError | undefined;
   /** What is to be held; nothing where a record holds it already. */
   readonly held?: Holdable | undefined;
+  /** It was listed. */
+  readonly registered?: object | undefined;
 }
 
 /** What a fetch needs to know besides the image's name. */
@@ -26,7 +29,7 @@ export interface Wanted {
 
 export interface PrewarmOptions {
   readonly holds: Holds;
-  /** Fetches an image without records. Never rejects. */
+  /** Fetches an image. Never rejects. */
   readonly fetch: (name: string, wanted: Wanted, signal: AbortSignal) => Promise<Fetched>;
   /** Whether containerd lists it: somebody has pulled it, and may use it. */
   readonly isListed: (name: string) => Promise<boolean>;
@@ -50,23 +53,6 @@ export interface PrewarmEvents {
   dropped(name: string, why: "unwanted" | "listed" | "disk"): void;
   changed(entries: readonly Entry[]): void;
 }
-
-/** Milliseconds since 1970, and a call that comes at such a time. */
-export interface Clock {
-  readonly now: () => number;
-  readonly at: (timeMs: number, call: () => void) => Disposable;
-  /** From 0 to 1. */
-  readonly random: () => number;
-}
-
-const realClock: Clock = {
-  now: () => Date.now(),
-  at: (timeMs, call) => {
-    const timer = setTimeout(call, Math.min(Math.max(0, timeMs - Date.now()), 2 ** 31 - 1)).unref();
-    return { [Symbol.dispose]: () => clearTimeout(timer) };
-  },
-  random: () => Math.random(),
-};
 
 /** Pauses between attempts that may succeed without anybody changing anything. */
 const backOffMs = { first: 5_000, most: 600_000 } as const;
@@ -196,13 +182,14 @@ export class Prewarm {
     const now = this.#clock.now();
     for (const entry of this.#queue.stale(limits.keepMs, now))
       this.#run(entry, () => this.#drop(entry, "unwanted"));
+    for (const entry of this.#queue.late(now)) this.#giveUp(entry);
     if (!this.#isFull)
       for (const entry of this.#queue.due(now))
         if (this.#hasPlace(entry)) this.#run(entry, async (signal) => await this.#warm(entry, signal));
     this.#timer?.[Symbol.dispose]();
     const next = this.#queue.nextMs(limits.keepMs);
     // What is due by now waits for a place, and so for the end of what runs.
-    const isBound = this.#isFull || (next !== undefined && next <= now);
+    const isBound = next !== undefined && next <= now;
     this.#timer = next === undefined || isBound ? undefined : this.#clock.at(next, () => this.#look());
     this.#watchDisk();
     events.changed(this.#queue.entries);
@@ -239,7 +226,8 @@ export class Prewarm {
     await using fetched = await fetch(name, wanted, signal);
     const { failure, held } = fetched;
     if (failure) throw failure;
-    const isNew = held !== undefined && kept?.target !== held.target;
+    const isFirst = condition.kind !== "warm" && fetched.registered !== undefined;
+    const isNew = held === undefined ? isFirst : kept?.target !== held.target;
     const hold = held && (await holds.make(name, held, this.#lifeMs));
     if (kept) await holds.release(kept);
     const now = this.#clock.now();
@@ -264,6 +252,20 @@ export class Prewarm {
     const dueMs = now + this.#jitter(this.#pauseMs(failure));
     if (condition.kind === "warm") this.#queue.end(name, { ...condition, dueMs }, failure);
     else this.#queue.end(name, { kind: "failed", dueMs, failure });
+    this.#options.events.done(name, failure);
+  }
+
+  /** Until somebody asks for it anew. */
+  #giveUp({ name, condition }: Entry): void {
+    const before = condition.kind === "failed" ? condition.failure : undefined;
+    const failure: Failure = {
+      code: "slow",
+      message: before ? `not here by its deadline: ${before.message}` : "not here by its deadline",
+      isTemporary: false,
+      times: before?.times ?? 0,
+    };
+    this.#queue.update(name, { kind: "failed", dueMs: Number.POSITIVE_INFINITY, failure });
+    this.#running.get(name)?.abort.abort();
     this.#options.events.done(name, failure);
   }
 
@@ -312,7 +314,8 @@ export class Prewarm {
     if (!this.#isFull || this.#isClosed) return;
     for (const { abort } of this.#running.values()) abort.abort();
     const warm = this.#queue.entries.filter(
-      ({ condition, busySinceMs }) => condition.kind === "warm" && busySinceMs === undefined,
+      ({ condition, busySinceMs }) =>
+        condition.kind === "warm" && condition.hold !== undefined && busySinceMs === undefined,
     );
     const [first] = warm.sort((one, other) => worth(one) - worth(other));
     if (first) this.#run(first, () => this.#drop(first, "disk"));
@@ -323,20 +326,4 @@ export class Prewarm {
 function worth({ condition, sources }: Entry): number {
   const sinceMs = condition.kind === "warm" ? condition.sinceMs : 0;
   return sources.size === 0 ? sinceMs - 2 ** 52 : sinceMs;
-}
-
-/** As records are named, so that one image is not fetched under two spellings. Throws `invalid`. */
-export function nameOf(reference: string): string {
-  return parseReference(reference).name;
-}
-
-/** Of those that are references; the others are left out. */
-export function namesOf(references: readonly string[]): string[] {
-  return references.flatMap((reference) => {
-    try {
-      return [nameOf(reference)];
-    } catch {
-      return [];
-    }
-  });
 }

@@ -11,30 +11,26 @@ import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { parseReference } from "../oci/reference.ts";
 import type { Ahead, Pulled } from "../pull/pull.ts";
-import { type Volume, volumeOf } from "../pull/space.ts";
+import { volumeOf } from "../pull/space.ts";
 import type { Credentials } from "../registry/registry.ts";
 import { Directory } from "./directory.ts";
 import { Keyring } from "./keyring.ts";
+import { nameOf, namesOf } from "./names.ts";
 import { Pods } from "./pods.ts";
-import {
-  type Fetched,
-  nameOf,
-  namesOf,
-  Prewarm,
-  type PrewarmEvents,
-  type PrewarmLimits,
-  type Wanted,
-} from "./prewarm.ts";
-import type { Entry } from "./queue.ts";
-import { Wishes } from "./wishes.ts";
+import { type Fetched, Prewarm, type PrewarmLimits, type Wanted } from "./prewarm.ts";
+import { eventsFor, type ImageStatus, statusOf } from "./report.ts";
+import { type Wish, Wishes } from "./wishes.ts";
 
 export interface PrewarmingOptions {
   readonly images: readonly string[];
   readonly directory: string | undefined;
+  /** What needs no credentials is listed. */
+  readonly listsAnonymous: boolean;
   /** Where what "hawser prewarm add" asked for is kept. */
   readonly wishesFile: string;
   readonly limits: PrewarmLimits;
-  readonly minFree: MinFree;
+  /** What is to be left free of a file system. */
+  readonly spare: Ahead["spare"];
   readonly holds: Holds;
   /** What must not be filled; none while containerd is away. */
   readonly folders: () => readonly string[];
@@ -59,14 +55,11 @@ export interface NodeCluster {
   readonly nodeName: string;
 }
 
-/** What is to be left free of a file system. */
-type MinFree =
-  | { readonly kind: "share"; readonly share: number }
-  | { readonly kind: "bytes"; readonly bytes: number };
-
 export type PrewarmRequest =
   | { readonly kind: "list" }
-  | { readonly kind: "add" | "remove"; readonly references: readonly string[] };
+  /** Of no use any more after so long, if it says how long. */
+  | { readonly kind: "add"; readonly references: readonly string[]; readonly withinMs?: number | undefined }
+  | { readonly kind: "remove"; readonly references: readonly string[] };
 
 export interface PrewarmStatus {
   /** All is known that is wanted here, but for pods. */
@@ -74,24 +67,6 @@ export interface PrewarmStatus {
   readonly images: readonly ImageStatus[];
   /** What is wrong with one of the places that name images. */
   readonly troubles: readonly string[];
-}
-
-export interface ImageStatus {
-  readonly name: string;
-  readonly state: "wanted" | "fetching" | "warm" | "failed";
-  readonly sources: readonly string[];
-  /** Since when it is wanted, and since when it has been warm: seconds. */
-  readonly ageSeconds: number;
-  readonly warmSeconds?: number;
-  readonly bytes?: number;
-  readonly target?: string;
-  /** Of the latest attempt. */
-  readonly error?: string;
-  readonly attempts?: number;
-  /** It may be had a little later without anybody changing anything. */
-  readonly temporary?: boolean;
-  /** When something is done about it next. */
-  readonly nextSeconds?: number;
 }
 
 /** A pod that is to start comes first, and a person who waits before a list that is long. */
@@ -119,10 +94,10 @@ export class Prewarming {
 
   constructor(options: PrewarmingOptions) {
     this.#options = options;
-    const spare = ({ sizeBytes }: Volume): number => spareOf(options.minFree, sizeBytes);
+    const { spare } = options;
     this.#engine = new Prewarm({
       holds: options.holds,
-      fetch: async (name, wanted, signal) => await this.#fetch(name, wanted, spare, signal),
+      fetch: async (name, wanted, signal) => await this.#fetch(name, wanted, signal),
       isListed: options.isListed,
       limits: options.limits,
       isFull: async () => {
@@ -164,9 +139,12 @@ export class Prewarming {
     const { directory, images } = this.#options;
     try {
       // What is wanted comes first: a hold that nobody wants is on its way out.
-      const { references } = await this.#wishes;
+      const { all: wishes } = await this.#wishes;
       this.#refuse("prewarm.images", this.#engine.replace("config", images, wants.list));
-      this.#refuse(this.#options.wishesFile, this.#engine.replace("command", references, wants.command));
+      this.#refuse(
+        this.#options.wishesFile,
+        wishes.flatMap((wish) => this.#wish(wish)),
+      );
       await this.#engine.open();
     } catch (error) {
       this.#trouble("containerd", PullError.from(error).message);
@@ -188,25 +166,24 @@ export class Prewarming {
   }
 
   /** With each of the credentials that may be meant for it, until the registry does not mind. */
-  async #fetch(
-    name: string,
-    { isKnown, sources }: Wanted,
-    spare: Ahead["spare"],
-    signal: AbortSignal,
-  ): Promise<Fetched> {
-    const { fetch, isListed } = this.#options;
+  async #fetch(name: string, { isKnown, sources }: Wanted, signal: AbortSignal): Promise<Fetched> {
+    const { fetch, isListed, listsAnonymous, spare } = this.#options;
     if (this.#pods?.areContent(sources, name) && (await isListed(name).catch(() => false)))
       return { failure: undefined, [Symbol.asyncDispose]: async () => {} };
     const own = await this.#pods?.keyrings(sources, signal);
     const keyrings = [...(own ?? []), await this.#readKeyring()];
     const [first, ...others] = keyrings.flatMap((keyring) => keyring.of(parseReference(name)));
-    const ahead = { isKnown, spare };
-    let pulled = await fetch(name, first, ahead, signal);
+    const attempt = async (credentials: Credentials | undefined): Promise<Pulled> => {
+      // Whoever may have it without being asked for anything may have it from the node as well.
+      const listed = listsAnonymous && credentials === undefined ? "digest" : undefined;
+      return await fetch(name, credentials, { isKnown, spare, listed }, signal);
+    };
+    let pulled = await attempt(first);
     for (const credentials of others) {
       const { failure } = pulled;
       if (failure?.code !== "refused" && failure?.code !== "not_found") break;
       await pulled[Symbol.asyncDispose]();
-      pulled = await fetch(name, credentials, ahead, signal);
+      pulled = await attempt(credentials);
     }
     return pulled;
   }
@@ -255,22 +232,37 @@ export class Prewarming {
   }
 
   /** All of them or none. */
-  async #change({ kind, references }: Exclude<PrewarmRequest, { kind: "list" }>): Promise<void> {
+  async #change(request: Exclude<PrewarmRequest, { kind: "list" }>): Promise<void> {
     const wishes = await this.#wishes;
-    const names = references.map((reference) => nameOf(reference));
+    const names = request.references.map((reference) => nameOf(reference));
     // Whatever else stands in the file is told of, and not carried on.
-    const present = namesOf(wishes.references);
-    const wished = new Set(present);
-    if (kind === "add") {
-      await wishes.set([...present, ...references]);
-      for (const name of names) this.#engine.want(name, "command", wants.command);
+    const present = wishes.all.flatMap(({ reference, deadlineMs }) =>
+      namesOf([reference]).map((name): Wish => ({ reference: name, deadlineMs })),
+    );
+    if (request.kind === "add") {
+      const { withinMs } = request;
+      const deadlineMs = withinMs === undefined ? undefined : Date.now() + withinMs;
+      const added = names.map((reference): Wish => ({ reference, deadlineMs }));
+      await wishes.set([...present, ...added]);
+      for (const wish of added) this.#wish(wish);
       for (const name of names) this.#engine.hasten(name);
       return;
     }
+    const wished = new Set(present.map(({ reference }) => reference));
     for (const name of names) if (!wished.has(name)) throw this.#notWished(name);
     const leaving = new Set(names);
-    await wishes.set(present.filter((one) => !leaving.has(one)));
+    await wishes.set(present.filter(({ reference }) => !leaving.has(reference)));
     for (const name of names) this.#engine.unwant(name, "command");
+  }
+
+  /** Returns what is no reference. */
+  #wish({ reference, deadlineMs }: Wish): string[] {
+    try {
+      this.#engine.want(reference, "command", { ...wants.command, deadlineMs });
+      return [];
+    } catch {
+      return [reference];
+    }
   }
 
   #notWished(name: string): PullError {
@@ -294,56 +286,4 @@ export class Prewarming {
     if (this.#troubles.get(place) !== text) this.#options.log.warn({ place, detail: why }, "prewarm");
     this.#troubles.set(place, text);
   }
-}
-
-function spareOf(minFree: MinFree, sizeBytes: number): number {
-  return minFree.kind === "bytes" ? minFree.bytes : minFree.share * sizeBytes;
-}
-
-function statusOf(entry: Entry): ImageStatus {
-  const { name, sources, addedMs, condition, busySinceMs, trouble } = entry;
-  const now = Date.now();
-  const secondsSince = (timeMs: number): number => Math.round((now - timeMs) / 1000);
-  const failure = condition.kind === "failed" ? condition.failure : trouble;
-  const isWarm = condition.kind === "warm";
-  return {
-    name,
-    state: busySinceMs !== undefined && !isWarm ? "fetching" : condition.kind,
-    sources: [...sources.keys()],
-    ageSeconds: secondsSince(addedMs),
-    ...(isWarm && {
-      warmSeconds: secondsSince(condition.sinceMs),
-      ...(condition.hold && { bytes: condition.hold.bytes, target: condition.hold.target }),
-    }),
-    ...(failure && { error: failure.message, attempts: failure.times, temporary: failure.isTemporary }),
-    ...(busySinceMs === undefined && { nextSeconds: Math.max(0, -secondsSince(condition.dueMs)) }),
-  };
-}
-
-function eventsFor(log: Log, metrics: Metrics): PrewarmEvents {
-  return {
-    done: (image, outcome) => {
-      if ("code" in outcome) {
-        metrics.prewarmFetches.inc({ result: "error" });
-        log.warn({ image, code: outcome.code, error: outcome.message, attempts: outcome.times }, "prewarm");
-        return;
-      }
-      metrics.prewarmFetches.inc({ result: outcome.isNew ? "fetched" : "unchanged" });
-      const seconds = Number(outcome.seconds.toFixed(3));
-      if (outcome.isNew) log.info({ image, seconds, result: "ok" }, "prewarm");
-    },
-    dropped: (image, why) => {
-      log.info({ image, why }, "prewarm: an image is held no more");
-    },
-    changed: (entries) => {
-      const states = { wanted: 0, fetching: 0, warm: 0, failed: 0 };
-      for (const entry of entries) states[statusOf(entry).state] += 1;
-      for (const [state, count] of Object.entries(states)) metrics.prewarmImages.set({ state }, count);
-      const waiting = entries.filter(
-        ({ condition, sources }) => sources.size > 0 && condition.kind !== "warm",
-      );
-      const oldestMs = waiting.reduce((least, { addedMs }) => Math.min(least, addedMs), Date.now());
-      metrics.prewarmAge.set((Date.now() - oldestMs) / 1000);
-    },
-  };
 }

@@ -13,12 +13,14 @@ export interface Want {
   readonly priority: number;
   /** Somebody is about to ask for it, so that whatever fails is tried again soon: they may mend it meanwhile. */
   readonly isUrgent: boolean;
+  /** Of no use any more if it is not here by then. */
+  readonly deadlineMs?: number | undefined;
 }
 
 export type Condition =
   /** To be fetched, not before this time. */
   | { readonly kind: "wanted"; readonly dueMs: number }
-  /** Not to be had so far; tried again at this time. */
+  /** Not to be had so far; tried again at this time, which is infinite where it was given up. */
   | { readonly kind: "failed"; readonly dueMs: number; readonly failure: Failure }
   /** Everything of it is here, and held unless a record does that already; looked at again at this time. */
   | {
@@ -50,6 +52,8 @@ export interface Entry {
   readonly unwantedMs: number | undefined;
   /** For one of its sources. */
   readonly isUrgent: boolean;
+  /** When it is of use to none of its sources any more; infinite where one of them does not say. */
+  readonly deadlineMs: number;
 }
 
 class Held implements Entry {
@@ -69,6 +73,14 @@ class Held implements Entry {
 
   get isUrgent(): boolean {
     return [...this.sources.values()].some((want) => want.isUrgent);
+  }
+
+  get deadlineMs(): number {
+    const deadlines = Array.from(
+      this.sources.values(),
+      (want) => want.deadlineMs ?? Number.POSITIVE_INFINITY,
+    );
+    return deadlines.length === 0 ? Number.POSITIVE_INFINITY : Math.max(...deadlines);
   }
 }
 
@@ -119,7 +131,7 @@ export class Queue {
     if (entry) entry.condition = { ...entry.condition, dueMs: Math.min(entry.condition.dueMs, nowMs) };
   }
 
-  /** What is due, the most urgent first and then what has waited longest. */
+  /** What is due, the most urgent first, then what is needed soonest, and then what has waited longest. */
   due(nowMs: number): readonly Entry[] {
     return [...this.#entries.values()]
       .filter(
@@ -127,8 +139,16 @@ export class Queue {
           sources.size > 0 && busySinceMs === undefined && condition.dueMs <= nowMs,
       )
       .sort(
-        (one, other) => priorityOf(one) - priorityOf(other) || one.condition.dueMs - other.condition.dueMs,
+        (one, other) =>
+          priorityOf(one) - priorityOf(other) ||
+          compare(one.deadlineMs, other.deadlineMs) ||
+          one.condition.dueMs - other.condition.dueMs,
       );
+  }
+
+  /** What is not here by its deadline, and was not given up yet. */
+  late(nowMs: number): readonly Entry[] {
+    return [...this.#entries.values()].filter((entry) => isOpen(entry) && entry.deadlineMs <= nowMs);
   }
 
   /** Warm images that nobody has wanted for so long. */
@@ -141,12 +161,15 @@ export class Queue {
 
   /** When something will be due or stale; undefined when nothing will. */
   nextMs(keepMs: number): number | undefined {
-    const times = [...this.#entries.values()].flatMap(({ sources, condition, busySinceMs, unwantedMs }) => {
-      if (busySinceMs !== undefined) return [];
-      if (sources.size > 0) return [condition.dueMs];
-      return unwantedMs === undefined ? [] : [unwantedMs + keepMs];
-    });
-    return times.length === 0 ? undefined : Math.min(...times);
+    let next = Number.POSITIVE_INFINITY;
+    for (const entry of this.#entries.values()) {
+      const { sources, condition, busySinceMs, unwantedMs } = entry;
+      if (isOpen(entry)) next = Math.min(next, entry.deadlineMs);
+      if (busySinceMs !== undefined) continue;
+      if (sources.size > 0) next = Math.min(next, condition.dueMs);
+      else if (unwantedMs !== undefined) next = Math.min(next, unwantedMs + keepMs);
+    }
+    return next === Number.POSITIVE_INFINITY ? undefined : next;
   }
 
   begin(name: string, nowMs: number): void {
@@ -180,6 +203,16 @@ export class Queue {
     this.#entries.set(name, entry);
     return entry;
   }
+}
+
+/** Still to be fetched. */
+function isOpen({ condition }: Entry): boolean {
+  return condition.kind !== "warm" && condition.dueMs !== Number.POSITIVE_INFINITY;
+}
+
+/** Unlike a difference, also of what is infinite. */
+function compare(one: number, other: number): number {
+  return one === other ? 0 : one < other ? -1 : 1;
 }
 
 function priorityOf({ sources }: Entry): number {

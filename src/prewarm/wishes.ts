@@ -4,20 +4,26 @@ import { mkdir, open, readFile, rename } from "node:fs/promises";
 import { dirname } from "node:path";
 import { PullError } from "../errors.ts";
 
+export interface Wish {
+  readonly reference: string;
+  /** Milliseconds since 1970. */
+  readonly deadlineMs?: number | undefined;
+}
+
 export class Wishes {
   readonly #file: string;
-  #references: readonly string[];
+  #all: readonly Wish[];
 
-  private constructor(file: string, references: readonly string[]) {
+  private constructor(file: string, all: readonly Wish[]) {
     this.#file = file;
-    this.#references = references;
+    this.#all = all;
   }
 
-  /** One reference on a line. A file that cannot be read counts as empty, and `trouble` is told why. */
+  /** One reference on a line, with its deadline behind it if it has one. A file that cannot be read counts as empty, and `trouble` is told why. */
   static async open(file: string, trouble: (why: string) => void): Promise<Wishes> {
     try {
       const text = await readFile(file, "utf8");
-      return new Wishes(file, text.split("\n").filter(Boolean));
+      return new Wishes(file, text.split("\n").filter(Boolean).map(parse));
     } catch (error) {
       const isAbsent = error instanceof Error && "code" in error && error.code === "ENOENT";
       if (!isAbsent) trouble(error instanceof Error ? error.message : String(error));
@@ -25,18 +31,20 @@ export class Wishes {
     }
   }
 
-  get references(): readonly string[] {
-    return this.#references;
+  get all(): readonly Wish[] {
+    return this.#all;
   }
 
   /** Throws `internal`, with nothing changed, when the file cannot be written. */
-  async set(references: readonly string[]): Promise<void> {
-    const sorted = [...new Set(references)].sort();
+  async set(wishes: readonly Wish[]): Promise<void> {
+    // Of two of one name the latter.
+    const byReference = new Map(wishes.map((wish) => [wish.reference, wish]));
+    const sorted = [...byReference.values()].sort((one, other) => (one.reference < other.reference ? -1 : 1));
     try {
       await mkdir(dirname(this.#file), { recursive: true, mode: 0o755 });
       const temporary = `${this.#file}.new`;
       await using file = await open(temporary, "w", 0o600);
-      await file.writeFile(sorted.map((one) => `${one}\n`).join(""));
+      await file.writeFile(sorted.map((wish) => `${lineOf(wish)}\n`).join(""));
       await file.sync();
       await rename(temporary, this.#file);
     } catch (error) {
@@ -45,6 +53,16 @@ export class Wishes {
         cause: error,
       });
     }
-    this.#references = sorted;
+    this.#all = sorted;
   }
+}
+
+function parse(line: string): Wish {
+  const [reference = "", deadline = ""] = line.split(" ", 2);
+  const deadlineMs = Date.parse(deadline);
+  return Number.isNaN(deadlineMs) ? { reference } : { reference, deadlineMs };
+}
+
+function lineOf({ reference, deadlineMs }: Wish): string {
+  return deadlineMs === undefined ? reference : `${reference} ${new Date(deadlineMs).toISOString()}`;
 }

@@ -4,11 +4,11 @@
 // Nothing is fetched here. What is found is held by the pull's lease before anybody relies on it.
 
 import { join } from "node:path";
-import type { Lease } from "../containerd/containerd.ts";
+import type { Holdable, Lease } from "../containerd/containerd.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { hexOf } from "../oci/digest.ts";
 import type { ImageOptions } from "./image.ts";
-import type { PlannedLayer } from "./plan.ts";
+import type { Plan, PlannedLayer } from "./plan.ts";
 import { mustFit, type Room } from "./space.ts";
 
 export class Holdings {
@@ -76,4 +76,12 @@ export class Holdings {
       return await mustFit(need, folders);
     }
   }
+}
+
+/** What is to be held of an image, that it may stay without a record. */
+export function holdableOf({ documents, layers }: Plan, keepLayers: boolean): Holdable | undefined {
+  const digests = [...documents, ...(keepLayers ? layers : [])].map(({ descriptor }) => descriptor.digest);
+  const [target] = digests;
+  const bytes = layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
+  return target && { target, contents: [...new Set(digests)], chainID: layers.at(-1)?.chainID, bytes };
 }

@@ -12,11 +12,12 @@ import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Repository, Resolved } from "../registry/registry.ts";
-import { Holdings } from "./holdings.ts";
+import { Holdings, holdableOf } from "./holdings.ts";
 import { instanceLabel } from "./instance.ts";
 import type { Keep } from "./journal.ts";
 import type { Layer } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
+import { type Listing, list, listingOf } from "./listing.ts";
 import { countPresent, type Document, type Plan, type PlannedLayer, plan, readStored } from "./plan.ts";
 import {
   isCurrent,
@@ -105,10 +106,13 @@ export class Image implements AsyncDisposable {
     const { reference, site, memory } = this.#options;
     const wanted = memory && registrationOf(reference, planned, site.facts);
     const registration = wanted && isTaken(planned) ? wanted : undefined;
-    await this.#timed("layers", () => this.#fill(planned, registration, lease, signal));
+    const listing = this.#listingOf(planned);
+    const labels = registration?.labels ?? listing?.labels;
+    await this.#timed("layers", () => this.#fill(planned, labels, lease, signal));
     await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
     failpoint("complete");
-    this.held = holdableOf(planned, this.#options.keepLayers);
+    if (listing) await this.#list(listing, signal);
+    else this.held = holdableOf(planned, this.#options.keepLayers);
     if (registration) await this.#register({ registration, layers: knownLayers(planned.layers) }, signal);
   }
 
@@ -182,6 +186,17 @@ export class Image implements AsyncDisposable {
     return [planned, share];
   }
 
+  #listingOf(planned: Plan): Listing | undefined {
+    const { reference, ahead, site } = this.#options;
+    if (!ahead?.listed) return undefined;
+    return listingOf(reference, planned, site.facts, { names: ahead.listed, source: this.#source() });
+  }
+
+  async #list(listing: Listing, signal: AbortSignal): Promise<void> {
+    await list(listing, this.#options.containerd.records, signal);
+    this.registered = { id: listing.id, by: "hawser" };
+  }
+
   /** A failure is no failure of the pull: containerd registers what is in place. */
   async #register(known: Known, signal: AbortSignal): Promise<void> {
     const { containerd, events, memory, reference, site } = this.#options;
@@ -203,13 +218,13 @@ export class Image implements AsyncDisposable {
    */
   async #fill(
     planned: Plan,
-    registration: Registration | undefined,
+    labels: Registration["labels"] | undefined,
     lease: LeaseShare,
     signal: AbortSignal,
   ): Promise<void> {
     const failed = new AbortController();
     const metadata = planned.documents.map((one) =>
-      this.#put(one, registration?.labels.get(one.descriptor.digest) ?? {}, lease),
+      this.#put(one, labels?.get(one.descriptor.digest) ?? {}, lease),
     );
     failpoint("planned");
     const layers = this.#complete(planned, lease, AbortSignal.any([signal, failed.signal]));
@@ -271,8 +286,13 @@ export class Image implements AsyncDisposable {
   /** As containerd labels what it fetched (reference 2.4); undefined when layers are not kept. */
   #keep(): Keep | undefined {
     if (!this.#options.keepLayers) return undefined;
-    const { reference } = this.#options;
-    return { image: reference.name, labels: sourceOf(reference) };
+    return { image: this.#options.reference.name, labels: this.#source() };
+  }
+
+  /** Of what comes from its registry. */
+  #source(): Labels {
+    const { ahead, reference } = this.#options;
+    return ahead?.repository ? {} : sourceOf(reference);
   }
 
   async #finishBlobs(keep: Keep | undefined): Promise<void> {
@@ -326,11 +346,3 @@ export class Image implements AsyncDisposable {
 
 /** Failures after which the same bytes are likely to be asked for again, and not by containerd alone. */
 const resumable: ReadonlySet<ErrorCode> = new Set(["cancelled", "unavailable", "slow"]);
-
-/** What is to be held of an image, that it may stay without a record. */
-function holdableOf({ documents, layers }: Plan, keepLayers: boolean): Holdable | undefined {
-  const digests = [...documents, ...(keepLayers ? layers : [])].map(({ descriptor }) => descriptor.digest);
-  const [target] = digests;
-  const bytes = layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
-  return target && { target, contents: [...new Set(digests)], chainID: layers.at(-1)?.chainID, bytes };
-}

@@ -12,8 +12,9 @@ import { PullError, whileNotAborted } from "../errors.ts";
 import type { LayerEngine, LayerLimits } from "../layer/layer.ts";
 import type { Digest } from "../oci/digest.ts";
 import { parseReference, type Reference } from "../oci/reference.ts";
-import type { Credentials, Registry } from "../registry/registry.ts";
+import type { Credentials, Registry, Repository } from "../registry/registry.ts";
 import { Image } from "./image.ts";
+import type { Names } from "./listing.ts";
 import { Memory } from "./presence.ts";
 import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
@@ -80,6 +81,10 @@ export interface Ahead {
   readonly isKnown: boolean;
   /** How many bytes of a volume must stay free. */
   readonly spare: (volume: Volume) => number;
+  /** It is to be listed, under these names: every pod of the node may then use it. */
+  readonly listed?: Names | undefined;
+  /** Where its bytes are, if not in its registry. */
+  readonly repository?: Repository | undefined;
 }
 
 /** A pull's result: while it is held, everything is protected from garbage collection. */
@@ -109,7 +114,8 @@ export interface Puller {
   ): Promise<Pulled>;
   /**
    * The same for whoever only expects that it will be wanted: behind all that is waited for, whose pulls join what it has
-   * begun and make it theirs; and without records, since an image that is listed is one that every pod of the node may use.
+   * begun and make it theirs; and without records unless {@link Ahead.listed} says otherwise, since an image that is
+   * listed is one that every pod of the node may use.
    */
   pullAhead(
     reference: string,
@@ -169,7 +175,7 @@ class NodePuller implements Puller {
     const release = this.#hold();
     try {
       const reference = parseReference(wanted.text);
-      const key = shareKey(reference, wanted.credentials);
+      const key = this.#keyOf(reference, wanted);
       const isFirst = !this.#images.has(key);
       if (wanted.ahead === undefined) this.#demands.get(key)?.raise();
       share = this.#join(key, reference, wanted);
@@ -215,6 +221,11 @@ class NodePuller implements Puller {
     };
   }
 
+  /** What comes from elsewhere than its registry is nothing that others of the same name could share. */
+  #keyOf(reference: Reference, { credentials, ahead }: Wanted): string {
+    return ahead?.repository ? `${reference.name} ${this.#pulls}` : shareKey(reference, credentials);
+  }
+
   #join(key: string, reference: Reference, { site, credentials, ahead }: Wanted): Share<Image> {
     const { containerd, registry, keepLayers, registersDirectly, events } = this.#options;
     return this.#images.join(key, async (signal) => {
@@ -227,7 +238,7 @@ class NodePuller implements Puller {
           name: `pull ${this.#pulls}`,
           site,
           containerd,
-          repository: registry.repository(reference, credentials),
+          repository: ahead?.repository ?? registry.repository(reference, credentials),
           work: this.#work,
           demand,
           ahead,

@@ -19,7 +19,8 @@ import type { Document, Plan } from "./plan.ts";
 
 const managedLabel = "io.cri-containerd.image";
 const referencePrefix = "containerd.io/gc.ref.content.";
-const snapshotLabel = "containerd.io/gc.ref.snapshot.overlayfs";
+/** Of a config: the topmost layer. */
+export const snapshotLabel = "containerd.io/gc.ref.snapshot.overlayfs";
 const sourcePrefix = "containerd.io/distribution.source.";
 /** Hosts that every version of containerd takes for one, and names alike. */
 const plainHost = /^(?:[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::\d+)?|[a-z0-9-]+:\d+|localhost)$/;
@@ -54,12 +55,11 @@ export function registrationOf(
   const top = layers.at(-1);
   if (!target || !config || !top || !plainHost.test(reference.host) || isPinned(reference, facts))
     return undefined;
-  if (target.kind === "index" && countOwn(target.children, hostPlatform()) > 1) return undefined;
+  if (target.kind === "index" && !isPlainIndex(target)) return undefined;
   const source = sourceOf(reference);
   const labels = new Map<Digest, Labels>();
   for (const document of documents) {
     const own = document === config ? { [snapshotLabel]: top.chainID } : references(document, facts);
-    if (own === undefined) return undefined;
     labels.set(document.descriptor.digest, { ...own, ...source });
   }
   const { mediaType, digest, size } = target.descriptor;
@@ -72,6 +72,11 @@ export function registrationOf(
     topChainID: top.chainID,
     labels,
   };
+}
+
+/** containerd labels other things than manifests otherwise. */
+function isPlainIndex({ children }: Document): boolean {
+  return countOwn(children, hostPlatform()) <= 1 && children.every(({ mediaType }) => isManifest(mediaType));
 }
 
 function isSource(key: string): boolean {
@@ -98,12 +103,13 @@ function canonical(name: string): string | undefined {
   }
 }
 
-/** Labels by which a document keeps what it names; undefined where containerd's are of another kind. */
-function references({ kind, children }: Document, facts: ContainerdFacts): Labels | undefined {
-  if (kind === "index") {
-    if (!children.every(({ mediaType }) => isManifest(mediaType))) return undefined;
+/** Labels by which a document keeps what it names. */
+export function references(
+  { kind, children }: Pick<Document, "kind" | "children">,
+  facts: Pick<ContainerdFacts, "discardUnpackedLayers">,
+): Labels {
+  if (kind === "index")
     return Object.fromEntries(children.map(({ digest }, nth) => [`${referencePrefix}m.${nth}`, digest]));
-  }
   const [config, ...layers] = children;
   const kept = facts.discardUnpackedLayers ? [] : layers;
   return {

@@ -42,7 +42,7 @@ export type Room = "ample" | "tight";
 
 /** Left free for everybody else on the node: containerd's database, logs, running containers. */
 const reserveBytes = 32 * 1024 * 1024;
-/** Layers seldom unfold to more than so many times their blob. */
+/** Layers that are compressed seldom unfold to more than so many times their blob. */
 const usualRatioMax = 4;
 
 /** Throws `exhausted`, naming folder and shortfall, when the missing layers cannot fit. */
@@ -54,7 +54,7 @@ export async function mustFit(
   // A tree is not smaller than the blob that it comes from, give or take what compression adds to random bytes.
   const leastBytes = layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
   if (leastBytes === 0) return "ample";
-  const treeBytes = spare ? usualRatioMax * leastBytes : leastBytes;
+  const treeBytes = spare ? usualBytes(layers) : leastBytes;
   // One blob can be several layers.
   const blobs = new Map<Digest, Descriptor>(layers.map(({ descriptor }) => [descriptor.digest, descriptor]));
   const missing = [...blobs.values()].map((blob) => Math.max(0, blob.size - present(blob)));
@@ -62,14 +62,27 @@ export async function mustFit(
   // At the least the largest one is there beside the trees.
   const least = keep ? all : missing.reduce((most, bytes) => Math.max(most, bytes), 0);
   const [spools, trees] = await Promise.all([measure(spool), measure(staging)]);
-  const spareOf = spare ?? ((): number => reserveBytes);
+  const spareOf = spare ?? reserve;
   if (spools.id === trees.id) {
     mustHave(spools, least + treeBytes, spool, spareOf);
-    return keep || has(spools, all + usualRatioMax * leastBytes, reserveBytes) ? "ample" : "tight";
+    return keep || has(spools, all + usualBytes(layers), reserveBytes) ? "ample" : "tight";
   }
   mustHave(spools, least, spool, spareOf);
   mustHave(trees, treeBytes, staging, spareOf);
   return keep || has(spools, all, reserveBytes) ? "ample" : "tight";
+}
+
+/** What trees of these layers usually take. */
+function usualBytes(layers: readonly PlannedLayer[]): number {
+  const isPacked = ({ mediaType }: Descriptor): boolean => !mediaType.endsWith(".tar");
+  return layers.reduce(
+    (sum, { descriptor }) => sum + descriptor.size * (isPacked(descriptor) ? usualRatioMax : 1),
+    0,
+  );
+}
+
+function reserve(): number {
+  return reserveBytes;
 }
 
 function has({ freeBytes }: Volume, neededBytes: number, spareBytes: number): boolean {
@@ -85,11 +98,12 @@ function mustHave(
   const spareBytes = spareOf(volume);
   if (has(volume, neededBytes, spareBytes)) return;
   const { freeBytes } = volume;
+  const key = spareOf === reserve ? "" : " (prewarm.min_free_disk)";
   const shortBytes = neededBytes + spareBytes - freeBytes;
   throw new PullError(
     "exhausted",
     `${folder} has ${mebibytes(freeBytes)} MiB free and the image needs at least ${mebibytes(neededBytes)} MiB ` +
-      `with ${mebibytes(spareBytes)} MiB to spare: ${mebibytes(shortBytes)} MiB too little`,
+      `with ${mebibytes(spareBytes)} MiB to spare${key}: ${mebibytes(shortBytes)} MiB too little`,
   );
 }
 

@@ -13,10 +13,10 @@ const tiers: readonly (readonly string[])[] = [
   ["cli/"],
   ["agent/"],
   ["install/"],
-  ["daemon.ts", "front/", "doctor/"],
+  ["daemon.ts", "loader.ts", "front/", "doctor/"],
   ["works.ts"],
   ["limits.ts"],
-  ["cri/", "prewarm/"],
+  ["cri/", "prewarm/", "archive/"],
   ["pull/"],
   ["registry/", "layer/", "containerd/", "cluster/"],
   ["removal.ts", "selinux.ts"],
@@ -31,6 +31,7 @@ const tiers: readonly (readonly string[])[] = [
 const configuration = ["config.ts", "schema.ts", "settings.ts"];
 const mayReadConfiguration = new Set([
   "daemon.ts",
+  "loader.ts",
   "works.ts",
   "limits.ts",
   "front/",

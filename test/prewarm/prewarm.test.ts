@@ -4,7 +4,8 @@ import { expect, test } from "vitest";
 import type { Hold, Holdable, Holds } from "../../src/containerd/containerd.ts";
 import { PullError } from "../../src/errors.ts";
 import { type Digest, sha256 } from "../../src/oci/digest.ts";
-import { type Clock, type Fetched, Prewarm, type PrewarmLimits } from "../../src/prewarm/prewarm.ts";
+import type { Clock } from "../../src/prewarm/clock.ts";
+import { type Fetched, Prewarm, type PrewarmLimits } from "../../src/prewarm/prewarm.ts";
 
 const minute = 60_000;
 const list = { priority: 2, isUrgent: false };

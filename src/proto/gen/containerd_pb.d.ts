@@ -719,6 +719,40 @@ export declare type CreateImageResponse = Message<"containerd.CreateImageRespons
 export declare const CreateImageResponseSchema: GenMessage<CreateImageResponse>;
 
 /**
+ * Without a mask of fields: all of them.
+ *
+ * @generated from message containerd.UpdateImageRequest
+ */
+export declare type UpdateImageRequest = Message<"containerd.UpdateImageRequest"> & {
+  /**
+   * @generated from field: containerd.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message containerd.UpdateImageRequest.
+ * Use `create(UpdateImageRequestSchema)` to create a new message.
+ */
+export declare const UpdateImageRequestSchema: GenMessage<UpdateImageRequest>;
+
+/**
+ * @generated from message containerd.UpdateImageResponse
+ */
+export declare type UpdateImageResponse = Message<"containerd.UpdateImageResponse"> & {
+  /**
+   * @generated from field: containerd.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message containerd.UpdateImageResponse.
+ * Use `create(UpdateImageResponseSchema)` to create a new message.
+ */
+export declare const UpdateImageResponseSchema: GenMessage<UpdateImageResponse>;
+
+/**
  * @generated from message containerd.DeleteImageRequest
  */
 export declare type DeleteImageRequest = Message<"containerd.DeleteImageRequest"> & {

@@ -47,6 +47,15 @@ export function serveImages(serving: Serving, metadata: Metadata): void {
     known.set(name, { labels, mediaType, digest, size });
     return image ? { image } : {};
   });
+  serving.unary(images.update, ({ image }, { namespace }) => {
+    const { name = "", labels = {}, target } = image ?? {};
+    const { images: known } = metadata.of(namespace);
+    if (!known.has(name)) throw new Status(status.NOT_FOUND, `image "${name}": not found`);
+    const { mediaType = "", digest = "", size = 0n } = target ?? {};
+    known.set(name, { labels, mediaType, digest, size });
+    metadata.deleted();
+    return image ? { image } : {};
+  });
   serving.unary(criImages.status, ({ image }) => {
     const found = statusOf(image?.image ?? "", metadata);
     return found ? { image: found } : {};
