@@ -63,6 +63,30 @@ export function describeConnection(bench: () => Bench): void {
       await eventually(async () => expect(await bench().listed(descriptor)).toBe(""), "its collection");
     });
 
+    test("a record that is replaced stands for something else, with other labels, and lets go of what it stood for", async () => {
+      const { records } = bench().containerd;
+      const name = "example.com/replaced:1";
+      const [former, latter] = [blob(), blob()];
+      const one = await bench().lease();
+      for (const { descriptor, bytes } of [former, latter]) await one.putContent(descriptor, bytes, {});
+      const recordOf = ({ descriptor: { digest, size } }: typeof former, labels: Record<string, string>) => ({
+        target: { mediaType: "application/any", digest, size },
+        labels,
+      });
+      const early = records.replaceImage(name, recordOf(latter, {}));
+      await expect(early).rejects.toMatchObject({ code: "not_found" });
+      await records.createImage(name, recordOf(former, { some: "label" }));
+      await records.replaceImage(name, recordOf(latter, { other: "label" }));
+      expect(await records.image(name)).toEqual(recordOf(latter, { other: "label" }));
+      await one[Symbol.asyncDispose]();
+      await eventually(
+        async () => expect(await bench().listed(former.descriptor)).toBe(""),
+        "the collection of what it stood for",
+      );
+      expect(await bench().listed(latter.descriptor)).not.toBe("");
+      await records.removeImage(name);
+    });
+
     test("a method that nobody knows is unimplemented", async () => {
       const failure = forward("/runtime.v1.ImageService/NoSuchMethod", message());
       await expect(failure).rejects.toMatchObject({

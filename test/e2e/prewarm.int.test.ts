@@ -137,6 +137,34 @@ test("who has no right to a warm image is refused by its registry, and who has o
   }
 });
 
+test("what needs no credentials is listed where that is configured, and nothing else is", async () => {
+  const [open, closed] = [makeImage(), makeImage()];
+  const credentials = join(folder, "private.json");
+  const auth = Buffer.from(`${login.username}:${login.password}`).toString("base64");
+  const place = closed.reference.replace(/:v1$/, "");
+  writeFileSync(credentials, JSON.stringify({ auths: { [place]: { auth } } }));
+  registry.behave = (request) =>
+    request.path.includes(place.split("/").at(-1) ?? "-") ? behind(request) : undefined;
+  try {
+    const config = `images = ["${open.reference}", "${closed.reference}"]\ncredentials = "${credentials}"`;
+    await using hawser = await start(`${config}\nlist_anonymous = true`);
+    await untilState(hawser, open, "warm");
+    await untilState(hawser, closed, "warm");
+    expect(await isListed(open)).toBe(true);
+    expect(await isListed(closed)).toBe(false);
+    collect();
+    const before = blobRequests(open);
+    const status = String(await containerd.cri.imageStatus(open.reference));
+    expect(status).toContain(open.configDigest);
+    expect(status).toContain(`@${open.manifestDigest}`);
+    await mustPull(hawser, open);
+    expect(blobRequests(open)).toBe(before);
+    expect(await hawser.metrics()).toContain('hawser_prewarm_fetches_total{result="fetched"} 2');
+  } finally {
+    registry.behave = () => undefined;
+  }
+});
+
 test("a pull joins what is fetched ahead, and nothing of it is fetched twice", async () => {
   const image = makeImage();
   const paused = gate();
@@ -186,7 +214,9 @@ test("the spool's room is given up to a pull that somebody waits for, whether or
 test("what is asked for on the command line, and what is warm, outlasts the daemon; what is not wanted does not", async () => {
   const [image, other] = [makeImage(), makeImage()];
   await using hawser = await start('keep = "1m"');
+  const late = `${registry.host}/prewarm/late:v1`;
   await ask(hawser, { add: [image.reference, other.reference] });
+  await ask(hawser, { add: [late], withinSeconds: 0.001 });
   await untilState(hawser, image, "warm");
   await untilState(hawser, other, "warm");
   await ask(hawser, { remove: [other.reference] });
@@ -195,6 +225,9 @@ test("what is asked for on the command line, and what is warm, outlasts the daem
   await hawser.startAgain();
   expect(await untilState(hawser, image, "warm")).toMatchObject({ sources: ["command"] });
   expect(await untilState(hawser, other, "warm")).toMatchObject({ sources: [] });
+  const given = (await ask(hawser)).images.find(({ name }) => name === late);
+  expect(given).toMatchObject({ state: "failed", error: "not here by its deadline", deadlineSeconds: 0 });
+  expect(given?.nextSeconds).toBeUndefined();
   collect();
   await mustPull(hawser, image);
   expect(blobRequests(image) + blobRequests(other)).toBe(before);
@@ -284,6 +317,15 @@ test("the command line adds, waits, lists and takes out again, and says what is 
   expect(await command("add", "NOT ONE")).toMatch(
     /^exit code [12]: hawser: "NOT ONE" is not an image reference.*\n$/,
   );
+  const never = `${registry.host}/prewarm/never:v1`;
+  registry.behave = ({ path }) => (path.includes("never") ? { status: 503 } : undefined);
+  expect(await command("add", never, "--within", "1")).toBe("");
+  expect(await command("wait", never)).toMatch(/^exit code 1: hawser: \S+: not here by its deadline.*\n$/);
+  expect(await command("list")).toMatch(/never:v1 .*, given up\)$/m);
+  registry.behave = () => undefined;
+  expect(await command("add", absent, "--within", "never")).toMatch(
+    /^exit code 2: hawser: expected seconds behind --within, not "never"/,
+  );
   expect(await command("wait", "--timeout", "soon")).toMatch(
     /^exit code 2: hawser: expected seconds behind --timeout/,
   );
@@ -293,7 +335,7 @@ test("where the disk has less free than is to be left, nothing is fetched ahead"
   const image = makeImage();
   await using hawser = await start(`images = ["${image.reference}"]\nmin_free_disk = "900TiB"`);
   const { error } = await untilState(hawser, image, "failed");
-  expect(error).toMatch(/MiB free and the image needs at least/);
+  expect(error).toMatch(/MiB free and the image needs at least .* to spare \(prewarm\.min_free_disk\): /);
   expect(blobRequests(image)).toBe(0);
   await mustPull(hawser, image);
 });

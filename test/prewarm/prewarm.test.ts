@@ -338,3 +338,74 @@ test("closing ends what goes on, and leaves what is warm", async () => {
   await settle();
   expect(stage.underWay).toEqual([]);
 });
+
+test("of images of one priority those come first that are needed soonest", async () => {
+  const stage = new Stage();
+  const now = stage.clock.now();
+  stage.prewarm.want(a, "command", command);
+  stage.prewarm.want(b, "command", { ...command, deadlineMs: now + 2 * minute });
+  stage.prewarm.want(c, "command", { ...command, deadlineMs: now + minute });
+  await stage.open();
+  expect(stage.underWay).toEqual([c, b]);
+});
+
+test("what is not here by its deadline is given up, broken off, and tried again only when it is asked for anew", async () => {
+  const stage = new Stage();
+  const deadlineMs = stage.clock.now() + minute;
+  stage.prewarm.want(a, "command", { ...command, deadlineMs });
+  stage.prewarm.want(b, "command", { ...command, deadlineMs });
+  await stage.open();
+  await stage.end(b, failing(new PullError("unavailable", "no answer", { temporary: true })));
+  await stage.clock.pass(5_000);
+  expect(stage.underWay).toEqual([a, b]);
+  await stage.clock.pass(minute - 5_001);
+  expect(stage.underWay).toEqual([a, b]);
+  await stage.clock.pass(1);
+  expect(stage.underWay).toEqual([]);
+  const failures = stage.prewarm.entries.map(({ condition }) =>
+    condition.kind === "failed" ? condition.failure : undefined,
+  );
+  expect(failures).toEqual([
+    { code: "slow", message: "not here by its deadline", isTemporary: false, times: 0 },
+    { code: "slow", message: "not here by its deadline: no answer", isTemporary: false, times: 1 },
+  ]);
+  stage.fetches.length = 0;
+  await stage.clock.pass(48 * 60 * minute);
+  expect(stage.underWay).toEqual([]);
+  stage.prewarm.want(a, "command", command);
+  stage.prewarm.hasten(a);
+  await settle();
+  expect(stage.underWay).toEqual([a]);
+  await stage.end(a, contentOf("a"));
+  expect(stage.states).toEqual([`${a} warm`, `${b} failed`]);
+});
+
+test("a deadline is over for nobody who has none, and takes nothing away that is here", async () => {
+  const stage = new Stage();
+  const deadlineMs = stage.clock.now() + minute;
+  stage.prewarm.want(a, "command", { ...command, deadlineMs });
+  stage.prewarm.want(a, "config", list);
+  stage.prewarm.want(b, "command", { ...command, deadlineMs });
+  await stage.open();
+  await stage.end(b, contentOf("b"));
+  await stage.clock.pass(2 * minute);
+  expect(stage.underWay).toEqual([a]);
+  expect(stage.states).toEqual([`${a} wanted`, `${b} warm`]);
+});
+
+test("an image that was listed is held by its record, and is nothing that a full disk could be helped by", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "config", list);
+  await stage.open();
+  const listed = { failure: undefined, registered: {}, [Symbol.asyncDispose]: async () => {} };
+  await stage.end(a, listed);
+  expect(stage.told).toEqual([`${a} true`]);
+  expect(stage.holds.all.size).toBe(0);
+  stage.isFull = true;
+  await stage.clock.pass(minute);
+  expect(stage.states).toEqual([`${a} warm`]);
+  stage.isFull = false;
+  await stage.clock.pass(60 * minute);
+  await stage.end(a, listed);
+  expect(stage.told).toEqual([`${a} true`, `${a} false`]);
+});
