@@ -100,7 +100,7 @@ class NodeDaemon implements Daemon {
           forward,
           fallback: config.fallback.enabled,
           ineligible: (request) => this.#ineligible(request),
-          pull: (reference, credentials, signal) => this.#pull(reference, credentials, signal),
+          pull: async (...wanted) => await this.#pull(...wanted),
           unresolved: (name) => (this.#works?.present?.wording ?? wordingOf("")).unresolved(name),
           started: () => this.#count(1),
           done: (outcome) => this.#report(outcome),
@@ -187,10 +187,16 @@ class NodeDaemon implements Daemon {
       : undefined;
   }
 
-  async #pull(reference: string, credentials: Credentials | undefined, signal: AbortSignal): Promise<Pulled> {
+  async #pull(
+    reference: string,
+    credentials: Credentials | undefined,
+    isAwaited: boolean,
+    signal: AbortSignal,
+  ): Promise<Pulled> {
     const state = this.#site?.state;
     if (state?.kind !== "open" || !this.#works) return failed(away());
-    return await this.#works.of(state.site.facts).puller.pull(reference, state.site, credentials, signal);
+    const { puller } = this.#works.of(state.site.facts);
+    return await puller.pull(reference, state.site, credentials, signal, isAwaited);
   }
 
   async #fetchAhead(

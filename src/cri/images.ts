@@ -31,9 +31,11 @@ export interface PullHandlerOptions {
   readonly forward: Forward;
   /** Why no pull may be accelerated now (pass-through), or why this one may not; undefined when it may. */
   readonly ineligible: (request: PullImageRequest) => Delegation | undefined;
+  /** `isAwaited`: somebody waits for it, as far as the request says. */
   readonly pull: (
     reference: string,
     credentials: Credentials | undefined,
+    isAwaited: boolean,
     signal: AbortSignal,
   ) => Promise<Pulled>;
   /** How containerd begins to say that a name cannot be resolved. */
@@ -122,7 +124,8 @@ class Attempt {
   /** Whatever goes wrong here, containerd can still be asked. */
   async #pull(request: PullImageRequest): Promise<Pulled> {
     try {
-      return await this.#options.pull(this.#reference, credentials(request.auth), this.#signal);
+      const isAwaited = request.sandboxConfig?.annotations[expectedAnnotation] === undefined;
+      return await this.#options.pull(this.#reference, credentials(request.auth), isAwaited, this.#signal);
     } catch (error) {
       return { failure: PullError.from(error), [Symbol.asyncDispose]: async () => {} };
     }
@@ -160,6 +163,9 @@ class Attempt {
     });
   }
 }
+
+/** By which OpenKruise's daemon marks its pulls, all of which are ahead of need (pkg/daemon/criruntime/imageruntime). */
+const expectedAnnotation = "apps.kruise.io/pulling-image-by";
 
 /** An answer of ours that is an error. */
 class Refusal extends Error implements ServiceError {

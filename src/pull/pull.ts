@@ -104,13 +104,15 @@ export interface Puller {
   /**
    * Fetches and unpacks all that is missing, so that containerd's own PullImage of the same reference with the same
    * credentials only has to look; or not even that, see {@link Pulled.registered}. Never rejects. Disposing returns at once; adoption of kept layers and the deletion
-   * of the lease go on behind it. Aborting ends the caller's wait, and the work too when nobody else wants it.
+   * of the lease go on behind it. Aborting ends the caller's wait, and the work too when nobody else wants it. Where it is
+   * said that nobody waits for the image itself, it comes behind all those for which somebody does.
    */
   pull(
     reference: string,
     site: Site,
     credentials: Credentials | undefined,
     signal: AbortSignal,
+    isAwaited?: boolean,
   ): Promise<Pulled>;
   /**
    * The same for whoever only expects that it will be wanted: behind all that is waited for, whose pulls join what it has
@@ -153,8 +155,9 @@ class NodePuller implements Puller {
     site: Site,
     credentials: Credentials | undefined,
     signal: AbortSignal,
+    isAwaited = true,
   ): Promise<Pulled> {
-    return await this.#pull({ text: reference, site, credentials, ahead: undefined }, signal);
+    return await this.#pull({ text: reference, site, credentials, isAwaited, ahead: undefined }, signal);
   }
 
   async pullAhead(
@@ -164,7 +167,7 @@ class NodePuller implements Puller {
     ahead: Ahead,
     signal: AbortSignal,
   ): Promise<Pulled> {
-    return await this.#pull({ text: reference, site, credentials, ahead }, signal);
+    return await this.#pull({ text: reference, site, credentials, isAwaited: false, ahead }, signal);
   }
 
   async #pull(wanted: Wanted, signal: AbortSignal): Promise<Pulled> {
@@ -177,7 +180,7 @@ class NodePuller implements Puller {
       const reference = parseReference(wanted.text);
       const key = this.#keyOf(reference, wanted);
       const isFirst = !this.#images.has(key);
-      if (wanted.ahead === undefined) this.#demands.get(key)?.raise();
+      if (wanted.isAwaited) this.#demands.get(key)?.raise();
       share = this.#join(key, reference, wanted);
       let image = await whileNotAborted(share.result, signal);
       if (image.failure && image.isAhead && wanted.ahead === undefined) {
@@ -226,11 +229,11 @@ class NodePuller implements Puller {
     return ahead?.repository ? `${reference.name} ${this.#pulls}` : shareKey(reference, credentials);
   }
 
-  #join(key: string, reference: Reference, { site, credentials, ahead }: Wanted): Share<Image> {
+  #join(key: string, reference: Reference, { site, credentials, isAwaited, ahead }: Wanted): Share<Image> {
     const { containerd, registry, keepLayers, registersDirectly, events } = this.#options;
     return this.#images.join(key, async (signal) => {
       this.#pulls += 1;
-      const demand = new Demand(ahead === undefined);
+      const demand = new Demand(isAwaited);
       this.#demands.set(key, demand);
       const image = await Image.pull(
         {
@@ -273,6 +276,7 @@ interface Wanted {
   readonly text: string;
   readonly site: Site;
   readonly credentials: Credentials | undefined;
+  readonly isAwaited: boolean;
   readonly ahead: Ahead | undefined;
 }
 

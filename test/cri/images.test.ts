@@ -101,7 +101,7 @@ function endless() {
   const begun = new Promise<AbortSignal>((resolve) => {
     begin = resolve;
   });
-  const pull: PullHandlerOptions["pull"] = async (_reference, _credentials, signal) => {
+  const pull: PullHandlerOptions["pull"] = async (_reference, _credentials, _isAwaited, signal) => {
     begin(signal);
     await new Promise((resolve) => {
       signal.addEventListener("abort", resolve, { once: true });
