@@ -129,7 +129,9 @@ describe.each(minors)("on containerd %s", (minor) => {
 
 test("its pulls make way for one that a pod waits for, go on behind that, and end when their time is over", async () => {
   await using containerd = await PrivateContainerd.start();
-  await using hawser = await PrivateHawser.start({ containerd: containerd.address });
+  // Nothing else has a request sent again.
+  const config = '[download]\nprogress_timeout = "10m"\n';
+  await using hawser = await PrivateHawser.start({ containerd: containerd.address, config });
   const kruise = new Kruise(hawser.cri);
   const [job, pod] = [makeImage("kruise/job"), makeImage("kruise/pod")];
   const [layer] = job.layers;
