@@ -11,6 +11,7 @@ import type { Status } from "../front/admin.ts";
 import { askAdmin, readAdmin } from "../front/client.ts";
 import { places } from "../install/places.ts";
 import type { Cluster, DaemonSetName } from "./cluster.ts";
+import { followImages, forgetImages } from "./images.ts";
 import {
   copyFileToNode,
   copyToNode,
@@ -30,6 +31,8 @@ export interface AgentOptions {
   readonly removing: readonly string[];
   /** A configuration for the node, a file of this container's. */
   readonly config: string | undefined;
+  /** A folder of this container's whose files name images for the node. */
+  readonly images: string | undefined;
   /** Whom this process is a pod of, and whom to ask for it; without it, nothing is ever taken away. */
   readonly owner: { readonly cluster: Cluster; readonly daemonSet: DaemonSetName } | undefined;
   readonly listen: { readonly host: string; readonly port: number } | undefined;
@@ -48,7 +51,7 @@ const againMs = { first: 10_000, max: 300_000 } as const;
 
 /** Resolves once the pod may end; rejects where there is no node to speak of, or nothing to install on it. */
 export async function runAgent(options: AgentOptions): Promise<void> {
-  const { bundle, listen, say, signal } = options;
+  const { bundle, listen, say } = options;
   await mustSeeNode();
   if (bundle === undefined)
     throw new PullError(
@@ -60,11 +63,16 @@ export async function runAgent(options: AgentOptions): Promise<void> {
   const exposition = listen && (await expose(relayOf(options, state), listen.host, listen.port));
   if (exposition) say(`the node's metrics are on ${listen.host}:${exposition.port}`);
   await installUntilDone(bundle, options, state);
-  await untilAborted(signal);
+  await followUntilAborted(options);
   await exposition?.close();
   // Also where it could not be installed: an earlier version may serve, and kubelet ask it.
   if (await isTakenOut(options, owner)) await remove(options);
   else say("the node's service stays");
+}
+
+async function followUntilAborted({ images, warn, signal }: AgentOptions): Promise<void> {
+  await using _following = images === undefined ? undefined : followImages(images, warn);
+  await untilAborted(signal);
 }
 
 /** What the pod is at. */
@@ -106,6 +114,7 @@ async function install(bundle: string, { installing, config, say }: AgentOptions
 async function remove({ removing, say }: AgentOptions): Promise<void> {
   say("the DaemonSet is gone: kubelet is given back to containerd, and everything is taken away");
   await untilIdle();
+  await forgetImages();
   if (!(await isOnNode(places.record))) return;
   for (const line of await runOnNode([places.command, "uninstall", ...removing])) say(line);
 }

@@ -6,8 +6,8 @@
 // killed.
 
 import { execFile } from "node:child_process";
-import { copyFile, cp, readFile, rm, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { copyFile, cp, mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { PullError } from "../errors.ts";
@@ -50,6 +50,14 @@ export async function copyToNode(from: string, path: string): Promise<void> {
 /** What a file of this container says, through links. */
 export async function copyFileToNode(from: string, path: string): Promise<void> {
   await copyFile(from, onNode(path));
+}
+
+/** A file that is there as a whole or not at all; its folder is made. */
+export async function writeOnNode(path: string, text: string): Promise<void> {
+  const target = onNode(path);
+  await mkdir(dirname(target), { recursive: true, mode: 0o755 });
+  await writeFile(`${target}.new`, text, { mode: 0o644 });
+  await rename(`${target}.new`, target);
 }
 
 export async function removeFromNode(path: string): Promise<void> {

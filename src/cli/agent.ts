@@ -23,6 +23,7 @@ Options:
   --kubelet-config FILE, --max-parallel-image-pulls N, --restart-kubelet, --containerd SOCKET
                               of "hawser install", with files of the node
   --config FILE               of "hawser install", with a file of this container
+  --images FOLDER             of this container: its files name images, one on a line, for the node to fetch ahead of need
   --daemonset NAMESPACE/NAME  whose pod this is; without it nothing is ever taken away
   --listen ADDRESS            where /metrics and /healthz are served (default: nowhere)
   --port N                    at that address (default 9464)
@@ -34,6 +35,7 @@ Options:
       "restart-kubelet": { type: "boolean" },
       containerd: { type: "string" },
       config: { type: "string" },
+      images: { type: "string" },
       daemonset: { type: "string" },
       listen: { type: "string" },
       port: { type: "string", default: "9464" },
@@ -51,6 +53,7 @@ Options:
       installing: [...given("containerd"), ...(values["kubelet-config"] ? ofKubelet : [])],
       removing: restart,
       config: values.config,
+      images: values.images,
       owner,
       listen: values.listen === undefined ? undefined : { host: values.listen, port },
       adminSocket,

@@ -12,6 +12,8 @@ export const places = {
   config: "/etc/hawser/hawser.toml",
   /** The units' StateDirectory. */
   state: "/var/lib/hawser",
+  /** Files whose lines name images, as an agent puts them there. */
+  images: "/var/lib/hawser/images",
   record: "/var/lib/hawser/install.json",
   /** Kubelet's configuration as it was. */
   kubeletBefore: "/var/lib/hawser/kubelet-config.before",

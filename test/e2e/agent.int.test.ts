@@ -145,12 +145,24 @@ test("a DaemonSet comes, changes, is replaced and goes, and the node is as it wa
 
   // Another version, with another configuration.
   const newer = await release(node, bundle, "9.9.9");
-  node.write("/root/config/..data/hawser.toml", `${settings}[log]\nlevel = "debug"\n`);
-  const third = pod(`${newer}/bin/hawser`);
+  const more = '[log]\nlevel = "debug"\n[prewarm]\ndirectory = "/var/lib/hawser/images"\n';
+  node.write("/root/config/..data/hawser.toml", `${settings}${more}`);
+  node.write("/root/images/list", `# for everybody\n${image.reference}\n`);
+  const third = pod(`${newer}/bin/hawser`, "--images", "/root/images");
   await untilReady();
   expect(await node.ask("hawser", "status")).toContain("hawser 9.9.9");
   expect(node.read("/etc/hawser/hawser.toml")).toContain('level = "debug"');
   expect(await kubeletPid()).toBe(turned);
+
+  // What the cluster wants on each node, and wants no more.
+  const warm = new RegExp(`^warm +${image.reference} .*by directory$`, "m");
+  const listed = async (): Promise<string> => await node.ask("hawser", "prewarm", "list");
+  await eventually(async () => expect(await listed()).toMatch(warm), "the image is warm");
+  node.write("/root/images/list", "");
+  await eventually(
+    async () => expect(await listed()).toContain("by nobody any more"),
+    "it is wanted no more",
+  );
 
   const { status, stdout } = await end(third, "gone");
   expect(stdout).toContain("version 9.9.9 is removed");

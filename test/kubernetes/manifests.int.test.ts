@@ -2,10 +2,11 @@
 // and start the agent with a command line that it takes.
 
 import { spawnSync } from "node:child_process";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { PodMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PodMonitor";
+import { PrometheusRule } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PrometheusRule";
 import { DaemonSet, type IDaemonSet } from "kubernetes-models/apps/v1/DaemonSet";
 import { Role } from "kubernetes-models/rbac.authorization.k8s.io/v1/Role";
 import { RoleBinding } from "kubernetes-models/rbac.authorization.k8s.io/v1/RoleBinding";
@@ -13,18 +14,30 @@ import { ConfigMap, type IConfigMap } from "kubernetes-models/v1/ConfigMap";
 import { Namespace } from "kubernetes-models/v1/Namespace";
 import { ServiceAccount } from "kubernetes-models/v1/ServiceAccount";
 import { describe, expect, test } from "vitest";
+import { parse } from "yaml";
 import { root } from "../../config/release/place.ts";
 import { parseConfig } from "../../src/config.ts";
+import { endpoint } from "../../src/install/places.ts";
 import { type kubectls, type Rendered, render } from "../harness/kubectl.ts";
 
-const models = { ConfigMap, DaemonSet, Namespace, PodMonitor, Role, RoleBinding, ServiceAccount };
-const operator = "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PodMonitor";
+const models = {
+  ConfigMap,
+  DaemonSet,
+  Namespace,
+  PodMonitor,
+  PrometheusRule,
+  Role,
+  RoleBinding,
+  ServiceAccount,
+};
+const operator = "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1";
 /** Where the type of a kind is, to find fields that no schema knows, which schemas let pass. */
 const types: Readonly<Record<keyof typeof models, string>> = {
   ConfigMap: "kubernetes-models/v1/ConfigMap",
   DaemonSet: "kubernetes-models/apps/v1/DaemonSet",
   Namespace: "kubernetes-models/v1/Namespace",
-  PodMonitor: operator,
+  PodMonitor: `${operator}/PodMonitor`,
+  PrometheusRule: `${operator}/PrometheusRule`,
   Role: "kubernetes-models/rbac.authorization.k8s.io/v1/Role",
   RoleBinding: "kubernetes-models/rbac.authorization.k8s.io/v1/RoleBinding",
   ServiceAccount: "kubernetes-models/v1/ServiceAccount",
@@ -36,8 +49,8 @@ const rendered: readonly (readonly [string, keyof typeof kubectls, readonly stri
   ["base", "new", whole],
   ["k3s", "new", whole],
   ["rke2", "new", whole],
-  ["prometheus", "old", ["PodMonitor"]],
-  ["prometheus", "new", ["PodMonitor"]],
+  ["prometheus", "old", ["PodMonitor", "PrometheusRule"]],
+  ["prometheus", "new", ["PodMonitor", "PrometheusRule"]],
 ];
 
 function modelOf({ kind }: Rendered): keyof typeof models {
@@ -156,4 +169,21 @@ test("the configuration is one, and the account may ask for just that DaemonSet"
       ?.slice("--daemonset=".length)
       .split("/") ?? [];
   expect([account, asked]).toEqual([daemonSet?.metadata.namespace, daemonSet?.metadata.name]);
+});
+
+test("kruise-daemon is sent to the socket that the units make, and has its jobs turned on", () => {
+  const read = (name: string): Record<string, unknown> =>
+    parse(readFileSync(join(root, "config/kubernetes/kruise", name), "utf8")) as Record<string, unknown>;
+  const { daemon, featureGates } = read("values.yaml") as {
+    daemon: { socketLocation: string; socketFile: string };
+    featureGates: string;
+  };
+  // It has the folder mounted, and knows the socket by its name in there; /var/run is /run.
+  const socket = join(daemon.socketLocation.replace(/^\/var/, ""), daemon.socketFile);
+  expect(`unix://${socket}`).toBe(endpoint);
+  expect(featureGates.split(",")).toContain("ImagePullJobGate=true");
+  expect(read("imagepulljob.yaml")).toMatchObject({
+    kind: "ImagePullJob",
+    spec: { image: expect.any(String) },
+  });
 });
