@@ -8,7 +8,7 @@
 import type { Hold, Holdable, Holds } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
 import { type Clock, realClock } from "./clock.ts";
-import { nameOf } from "./names.ts";
+import { nameOf, namesOf } from "./names.ts";
 import { type Condition, type Entry, type Failure, Queue, type Source, type Want } from "./queue.ts";
 
 /** What was fetched, protected until it is disposed of. */
@@ -39,6 +39,9 @@ export interface PrewarmOptions {
   readonly events: PrewarmEvents;
   readonly clock?: Clock;
 }
+
+/** By what was given. */
+export type Refused = ReadonlyMap<string, PullError>;
 
 export interface PrewarmLimits {
   readonly concurrentMax: number;
@@ -102,7 +105,7 @@ export class Prewarm {
   want(reference: string, source: Source, want: Want): void {
     const name = nameOf(reference);
     if (!this.#queue.want(name, source, want, this.#clock.now()))
-      throw new PullError("exhausted", "too many images are wanted on this node");
+      throw new PullError("exhausted", "no more images can be wanted on this node");
     this.#look();
   }
 
@@ -132,21 +135,21 @@ export class Prewarm {
     this.#look();
   }
 
-  /** Has exactly these wanted by a source. What is no reference is left out, and returned. */
-  replace(source: Source, references: readonly string[], want: Want): string[] {
-    const wanted = new Set<string>();
-    const bad: string[] = [];
+  /** Has exactly these wanted by a source. What is refused is left out, and returned with why. */
+  replace(source: Source, references: readonly string[], want: Want): Refused {
+    const wanted = new Set(namesOf(references));
+    // First, since it makes room.
+    for (const { name, sources } of this.#queue.entries)
+      if (sources.has(source) && !wanted.has(name)) this.unwant(name, source);
+    const refused = new Map<string, PullError>();
     for (const reference of references) {
       try {
         this.want(reference, source, want);
-        wanted.add(nameOf(reference));
-      } catch {
-        bad.push(reference);
+      } catch (error) {
+        refused.set(reference, PullError.from(error));
       }
     }
-    for (const { name, sources } of this.#queue.entries)
-      if (sources.has(source) && !wanted.has(name)) this.unwant(name, source);
-    return bad;
+    return refused;
   }
 
   /** Ends what goes on; what is warm stays, for the next process or until it ends by itself. */

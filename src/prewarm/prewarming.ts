@@ -17,7 +17,7 @@ import { Directory } from "./directory.ts";
 import { Keyring } from "./keyring.ts";
 import { nameOf, namesOf } from "./names.ts";
 import { Pods } from "./pods.ts";
-import { type Fetched, Prewarm, type PrewarmLimits, type Wanted } from "./prewarm.ts";
+import { type Fetched, Prewarm, type PrewarmLimits, type Refused, type Wanted } from "./prewarm.ts";
 import { eventsFor, type ImageStatus, statusOf } from "./report.ts";
 import { type Wish, Wishes } from "./wishes.ts";
 
@@ -141,10 +141,7 @@ export class Prewarming {
       // What is wanted comes first: a hold that nobody wants is on its way out.
       const { all: wishes } = await this.#wishes;
       this.#refuse("prewarm.images", this.#engine.replace("config", images, wants.list));
-      this.#refuse(
-        this.#options.wishesFile,
-        wishes.flatMap((wish) => this.#wish(wish)),
-      );
+      this.#refuse(this.#options.wishesFile, this.#wish(wishes));
       await this.#engine.open();
     } catch (error) {
       this.#trouble("containerd", PullError.from(error).message);
@@ -219,8 +216,7 @@ export class Prewarming {
         cluster,
         nodeName,
         want: (source, references) => {
-          const bad = this.#engine.replace(source, references, wants.pod);
-          this.#refuse(source, bad);
+          this.#refuse(source, this.#engine.replace(source, references, wants.pod));
         },
         trouble: (place, why) => this.#trouble(place, why),
       });
@@ -244,7 +240,7 @@ export class Prewarming {
       const deadlineMs = withinMs === undefined ? undefined : Date.now() + withinMs;
       const added = names.map((reference): Wish => ({ reference, deadlineMs }));
       await wishes.set([...present, ...added]);
-      for (const wish of added) this.#wish(wish);
+      for (const refused of this.#wish(added).values()) throw refused;
       for (const name of names) this.#engine.hasten(name);
       return;
     }
@@ -255,14 +251,16 @@ export class Prewarming {
     for (const name of names) this.#engine.unwant(name, "command");
   }
 
-  /** Returns what is no reference. */
-  #wish({ reference, deadlineMs }: Wish): string[] {
-    try {
-      this.#engine.want(reference, "command", { ...wants.command, deadlineMs });
-      return [];
-    } catch {
-      return [reference];
+  #wish(wishes: readonly Wish[]): Refused {
+    const refused = new Map<string, PullError>();
+    for (const { reference, deadlineMs } of wishes) {
+      try {
+        this.#engine.want(reference, "command", { ...wants.command, deadlineMs });
+      } catch (error) {
+        refused.set(reference, PullError.from(error));
+      }
     }
+    return refused;
   }
 
   #notWished(name: string): PullError {
@@ -272,9 +270,15 @@ export class Prewarming {
     return new PullError("invalid", `${name} was not asked for with "hawser prewarm add"${why}`);
   }
 
-  #refuse(place: string, bad: readonly string[]): void {
-    const named = bad.slice(0, 5).map((one) => JSON.stringify(one.slice(0, 100)));
-    this.#trouble(place, bad.length === 0 ? undefined : `no image references: ${named.join(", ")}`);
+  #refuse(place: string, refused: Refused): void {
+    const named = [...refused].flatMap(([reference, { code }]) => (code === "invalid" ? [reference] : []));
+    const quoted = named.slice(0, 5).map((one) => JSON.stringify(one.slice(0, 100)));
+    const others = [...refused.values()].filter(({ code }) => code !== "invalid");
+    const parts = [
+      ...(named.length === 0 ? [] : [`no image references: ${quoted.join(", ")}`]),
+      ...others.slice(0, 1).map(({ message }) => `${message}: ${others.length} of these are not`),
+    ];
+    this.#trouble(place, parts.length === 0 ? undefined : parts.join("; "));
   }
 
   #trouble(place: string, why: string | undefined): void {

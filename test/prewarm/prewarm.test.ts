@@ -319,7 +319,8 @@ test("on a disk that fills up nothing is fetched, and warm images go one by one,
 
 test("a source's images are exactly those that it names, and what is no reference is left out", async () => {
   const stage = new Stage();
-  expect(stage.prewarm.replace("directory", ["busybox", "BAD", a], list)).toEqual(["BAD"]);
+  const refused = stage.prewarm.replace("directory", ["busybox", "BAD", a], list);
+  expect(Array.from(refused, ([reference, { code }]) => [reference, code])).toEqual([["BAD", "invalid"]]);
   stage.prewarm.replace("directory", [a], list);
   await stage.open();
   expect(stage.states).toEqual([`${a} wanted`]);
@@ -408,4 +409,16 @@ test("an image that was listed is held by its record, and is nothing that a full
   await stage.clock.pass(60 * minute);
   await stage.end(a, listed);
   expect(stage.told).toEqual([`${a} true`, `${a} false`]);
+});
+
+test("of more images than a node keeps account of the rest is refused, and there is room again for those of another list", async () => {
+  const stage = new Stage();
+  const names = (word: string): string[] =>
+    Array.from({ length: 5_001 }, (_, nth) => `example.com/${word}:${nth}`);
+  const refused = stage.prewarm.replace("directory", names("former"), list);
+  expect(Array.from(refused, ([reference, { code }]) => [reference, code])).toEqual([
+    ["example.com/former:5000", "exhausted"],
+  ]);
+  expect(() => stage.prewarm.want(a, "command", command)).toThrow("no more images");
+  expect(stage.prewarm.replace("directory", names("latter").slice(1), list).size).toBe(0);
 });
