@@ -3,7 +3,7 @@
 import type { Config } from "./config.ts";
 import type { ContainerdFacts } from "./containerd/containerd.ts";
 import { availableCores } from "./cores.ts";
-import type { Ahead, PullLimits } from "./pull/pull.ts";
+import type { PullLimits, Spare } from "./pull/pull.ts";
 import { hostRequests } from "./pull/tuning.ts";
 
 /** A connection receives into up to 512 KiB. */
@@ -37,7 +37,7 @@ export function keepLayersOf({ content }: Config): (facts: ContainerdFacts) => b
 }
 
 /** What is to be left free of a file system by whatever nobody waits for. */
-export function spareOf({ prewarm }: Config): Ahead["spare"] {
+export function spareOf({ prewarm }: Config): Spare {
   const { min_free_disk: least } = prewarm;
   return ({ sizeBytes }) => (least.kind === "bytes" ? least.bytes : least.share * sizeBytes);
 }

@@ -1,7 +1,8 @@
 // The wiring of "hawser load": what the daemon has to pull with, for one archive, in a process of its own.
 //
 // Nothing of a running daemon is needed, so that a node can be filled before it has one; where there is one, the two are
-// to each other what two daemons are. Unpacking takes only what nobody else wants of the cores, pods' pulls included.
+// to each other what two daemons are, but that this one takes over nothing and leaves nothing: what it needed of the
+// archive is in the archive.
 
 import { join } from "node:path";
 import { Files } from "./archive/files.ts";
@@ -63,6 +64,7 @@ export async function loadArchive(options: LoaderOptions, signal: AbortSignal): 
       limits: { bytesMax: config.content.spool_max_size, ageMaxMs: config.content.spool_max_age },
       changed: () => {},
     },
+    inherits: false,
   });
   try {
     const state = await whileNotAborted(opened, signal);
@@ -97,7 +99,13 @@ async function loadInto(
     { source: archive, scratch, native: native.binding, mustHaveRoom },
     signal,
   );
-  await load({ files, puller, site, spare, name, loaded }, signal);
+  try {
+    await load({ files, puller, site, spare, name, loaded }, signal);
+  } finally {
+    // What was broken off reads from the archive until it has ended.
+    await puller.settle();
+    await site.spools.drop();
+  }
 }
 
 function makePuller({ config, warn }: LoaderOptions, containerd: Containerd, engine: LayerEngine): Puller {

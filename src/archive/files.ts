@@ -9,8 +9,9 @@ import type { Entry, EntrySink } from "../layer/entry.ts";
 import { TarParser } from "../layer/tar.ts";
 import { calls, openSource, readAll, type Source, type SourceOptions } from "./source.ts";
 
-/** More than any archive of images has; each costs some hundred bytes of memory. */
+/** More than any archive of images has, and most bytes of their names and links together. */
 const entriesMax = 500_000;
+const namesBytesMax = 64 * 1024 * 1024;
 const headerBytes = 64 * 1024;
 const copyBytes = 1024 * 1024;
 /** As the kernel follows links. */
@@ -88,9 +89,11 @@ async function indexOf(fd: number, signal: AbortSignal): Promise<Index> {
   const indexer = new Indexer();
   const parser = new TarParser(indexer, entriesMax);
   const buffer = Buffer.allocUnsafeSlow(headerBytes);
+  const { size } = await calls.fstat(fd);
   try {
     for (let position = 0; ; ) {
       throwIfAborted(signal);
+      if (position > size) throw new PullError("corrupt", `the archive is truncated at byte ${size}`);
       const { bytesRead } = await calls.read(fd, buffer, 0, buffer.length, position);
       if (bytesRead === 0) break;
       indexer.position = position;
@@ -117,10 +120,12 @@ class Indexer implements EntrySink, Index {
   /** Of the buffer that is being looked at, in the archive. */
   position = 0;
   #begun: { readonly name: string; readonly sizeBytes: number } | undefined;
+  #namesBytes = 0;
 
   global(): void {}
 
   whole(entry: Entry, _buffer: Buffer, start: number): void {
+    this.#count(entry);
     const name = normal(textOf(entry.name));
     this.places.delete(name);
     this.links.delete(name);
@@ -131,8 +136,9 @@ class Indexer implements EntrySink, Index {
     if (entry.type === "hardlink") this.links.set(name, normal(target));
   }
 
-  begin({ name, sizeBytes }: Entry): void {
-    this.#begun = { name: normal(textOf(name)), sizeBytes };
+  begin(entry: Entry): void {
+    this.#count(entry);
+    this.#begun = { name: normal(textOf(entry.name)), sizeBytes: entry.sizeBytes };
   }
 
   piece(_buffer: Buffer, start: number): void {
@@ -142,6 +148,12 @@ class Indexer implements EntrySink, Index {
   finish(): void {
     // Where nothing of the content was seen, it begins behind what was.
     this.#place(this.position);
+  }
+
+  #count({ name, linkName }: Entry): void {
+    this.#namesBytes += name.length + linkName.length;
+    if (this.#namesBytes > namesBytesMax)
+      throw new PullError("exhausted", `its names are over ${namesBytesMax} bytes long together`);
   }
 
   #place(offset: number): void {

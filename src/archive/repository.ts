@@ -7,24 +7,24 @@ import type { Descriptor } from "../oci/descriptor.ts";
 import { sha256 } from "../oci/digest.ts";
 import type { Repository, RequestPermits, Resolved } from "../registry/registry.ts";
 import type { Spool } from "../spool.ts";
-import type { Content } from "./contents.ts";
+import type { ArchivedImage } from "./contents.ts";
 import type { Files, Place } from "./files.ts";
 
 export class ArchiveRepository implements Repository {
   readonly #files: Files;
-  readonly #content: Content;
+  readonly #image: ArchivedImage;
 
-  constructor(files: Files, content: Content) {
+  constructor(files: Files, image: ArchivedImage) {
     this.#files = files;
-    this.#content = content;
+    this.#image = image;
   }
 
   async resolve(): Promise<Resolved> {
-    return { descriptor: this.#content.target };
+    return { descriptor: this.#image.target };
   }
 
   async fetch(descriptor: Descriptor, limitBytes: number): Promise<Uint8Array> {
-    const made = this.#content.made.get(descriptor.digest);
+    const made = this.#image.made.get(descriptor.digest);
     const bytes = made ?? (await this.#files.read(this.#mustFind(descriptor), limitBytes));
     if (sha256(bytes) === descriptor.digest) return bytes;
     throw new PullError("corrupt", `${descriptor.digest} is not what the archive has under this name`);
@@ -54,7 +54,7 @@ export class ArchiveRepository implements Repository {
   }
 
   #mustFind({ digest, size }: Descriptor): Place {
-    const place = this.#content.blob(digest);
+    const place = this.#image.blob(digest);
     if (place === undefined) throw new PullError("not_found", `the archive lacks ${digest}`);
     if (place.sizeBytes === size) return place;
     throw new PullError(

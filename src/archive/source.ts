@@ -1,10 +1,13 @@
 // The bytes of an archive, as one file that can be read from anywhere.
 //
 // What is compressed, or comes through a pipe, is first written to a file without a name, which is gone with the process
-// whatever happens to it. How much that becomes is not known before; it ends where the disk would have too little left.
+// whatever happens to it. How much that becomes is not known before; it ends where the disk would have too little left. A
+// pipe is read as a stream, since a read that waits in a thread could not be broken off.
 
 import { close, constants, fstat, open, read, write } from "node:fs";
 import { unlink } from "node:fs/promises";
+import { Socket } from "node:net";
+import { dirname } from "node:path";
 import { addAbortSignal, type Readable } from "node:stream";
 import { promisify } from "node:util";
 import { PullError, throwIfAborted } from "../errors.ts";
@@ -24,7 +27,7 @@ export const calls = {
 const inputBytes = 64 * 1024;
 const pieceBytes = 1024 * 1024;
 /** The disk is looked at each time that so much was written. */
-const roomEveryBytes = 64 * 1024 * 1024;
+const roomEveryBytes = 16 * 1024 * 1024;
 
 export interface SourceOptions {
   /** A path, the descriptor of a file that is open already, and stays so, or what comes from somewhere. */
@@ -40,16 +43,43 @@ export interface Source extends AsyncDisposable {
   readonly fd: number;
 }
 
-/** Throws `invalid` for what cannot be opened, `corrupt` for what is not validly compressed. */
+/** Throws `invalid` for what cannot be opened or is empty, `corrupt` for what is not validly compressed. */
 export async function openSource(options: SourceOptions, signal: AbortSignal): Promise<Source> {
   const { source } = options;
   if (typeof source === "object") return owned(await unpack(addAbortSignal(signal, source), options));
   await using given = typeof source === "number" ? lent(source) : owned(await openArchive(source));
-  const isFile = (await calls.fstat(given.fd)).isFile();
-  const head = Buffer.alloc(4);
-  if (isFile) await calls.read(given.fd, head, 0, head.length, 0);
-  if (isFile && sniff(head) === "none") return given.keep();
-  return owned(await unpack(piecesOf(given.fd, isFile, signal), options));
+  const kind = await calls.fstat(given.fd);
+  if (kind.isDirectory())
+    throw new PullError("invalid", "it is a folder, not an archive (tar -C FOLDER -cf FILE . makes one)");
+  if (kind.isFIFO() || kind.isSocket()) {
+    const stream = new Socket({ fd: given.keep().fd, readable: true, writable: false });
+    return owned(await unpack(addAbortSignal(signal, stream), options));
+  }
+  const head = Buffer.alloc(6);
+  if (kind.isFile()) await calls.read(given.fd, head, 0, head.length, 0);
+  if (kind.isFile() && sniff(head) === "none") {
+    mustBeKnown(head);
+    if (kind.size === 0) throw empty();
+    return given.keep();
+  }
+  return owned(await unpack(piecesOf(given.fd, kind.isFile(), signal), options));
+}
+
+function empty(): PullError {
+  return new PullError("invalid", "it is empty");
+}
+
+/** Other ways to compress, by their magic. */
+const foreign = [
+  { name: "xz", magic: Buffer.from("fd377a585a00", "hex"), program: "xz -dc" },
+  { name: "bzip2", magic: Buffer.from("BZh"), program: "bzip2 -dc" },
+  { name: "zip", magic: Buffer.from("PK\x03\x04"), program: "unzip -p" },
+] as const;
+
+function mustBeKnown(head: Buffer): void {
+  for (const { name, magic, program } of foreign)
+    if (head.subarray(0, magic.length).equals(magic))
+      throw new PullError("invalid", `it is compressed with ${name}: ${program} FILE | hawser load -`);
 }
 
 interface Held extends Source {
@@ -76,17 +106,14 @@ function owned(fd: number): Held {
   };
 }
 
+/** Nobody is waited for who would have to open the other end of a pipe. */
 async function openArchive(path: string): Promise<number> {
   try {
-    const fd = await calls.open(path, constants.O_RDONLY);
-    const stats = await calls.fstat(fd);
-    if (!stats.isDirectory()) return fd;
-    await calls.close(fd);
+    return await calls.open(path, constants.O_RDONLY | constants.O_NONBLOCK);
   } catch (error) {
     const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
     throw new PullError("invalid", `it cannot be opened: ${code}`, { cause: error });
   }
-  throw new PullError("invalid", `it is a folder, not an archive (tar -C ${path} -cf FILE . makes one)`);
 }
 
 /** Throws `corrupt` when there is not as much. */
@@ -125,21 +152,27 @@ async function unpack(
       }
       pending = [];
     };
+    let isFirst = true;
     for await (const bytes of from) {
       const piece = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+      if (isFirst) mustBeKnown(piece);
+      isFirst = false;
       // Little at a time, since it may become a thousand times as much.
       for (let at = 0; at < piece.length; at += inputBytes) {
         decompressor.push(piece, at, Math.min(piece.length, at + inputBytes));
         await drain();
       }
     }
+    if (isFirst) throw empty();
     decompressor.end();
     await drain();
     return fd;
   } catch (error) {
     await calls.close(fd);
-    const failure = PullError.from(error);
-    throw new PullError(failure.code, failure.message.replace("the layer", "the archive"), { cause: error });
+    const { code, message } = PullError.from(error);
+    const isFull = code === "exhausted" && !(error instanceof PullError);
+    const text = isFull ? `there is no room for it in ${dirname(scratch)}, where it is unpacked` : message;
+    throw new PullError(code, text.replace("the layer", "the archive"), { cause: error });
   }
 }
 

@@ -40,6 +40,11 @@ export interface Pipe {
   readonly close: () => void;
 }
 
+/** One line; what registries and archives say may not speak to the terminal, nor turn it round. */
+export function plainLine(text: string): string {
+  return `${text.replaceAll(/[\s\p{C}]+/gu, " ").trim()}\n`;
+}
+
 /** A mistake in how a command was called: one line, and exit code 2. */
 export class UsageError extends Error {}
 

@@ -7,7 +7,7 @@ import { loadConfig } from "../config.ts";
 import { PullError } from "../errors.ts";
 import { loadArchive } from "../loader.ts";
 import { parseReference } from "../oci/reference.ts";
-import { type Command, type Context, parseOptions, UsageError } from "./command.ts";
+import { type Command, type Context, parseOptions, plainLine, UsageError } from "./command.ts";
 
 const standardInput = 0;
 
@@ -48,7 +48,8 @@ Options:
       if ("failure" in outcome) failed.push(outcome.name);
       tell(outcome, values.json ?? false, context);
     };
-    const warn = ({ message }: PullError): void => context.stderr(plain(`hawser: clearing up: ${message}`));
+    const warn = ({ message }: PullError): void =>
+      context.stderr(plainLine(`hawser: clearing up: ${message}`));
     const source = archive === "-" ? given() : archive;
     try {
       const job = { config, archive: source, name: values.name, loaded, warn };
@@ -56,7 +57,7 @@ Options:
     } catch (error) {
       const { message } = PullError.from(error);
       const what = archive === "-" ? "standard input" : archive;
-      context.stderr(plain(`hawser: ${what}: ${context.interrupted.aborted ? "interrupted" : message}`));
+      context.stderr(plainLine(`hawser: ${what}: ${context.interrupted.aborted ? "interrupted" : message}`));
       return 1;
     }
     return failed.length === 0 ? 0 : 1;
@@ -65,7 +66,8 @@ Options:
 
 /** A file that is redirected is read where it is needed. */
 function given(): number | Readable {
-  return fstatSync(standardInput).isFile() ? standardInput : process.stdin;
+  const kind = fstatSync(standardInput);
+  return kind.isFile() || kind.isDirectory() ? standardInput : process.stdin;
 }
 
 function nameOf(text: string): void {
@@ -82,18 +84,13 @@ function tell(outcome: Loaded, isJson: boolean, { stdout, stderr }: Context): vo
         : { name, id: outcome.id, seconds: Number(outcome.seconds.toFixed(3)) };
     stdout(`${JSON.stringify(fields)}\n`);
   } else if ("failure" in outcome) {
-    stderr(plain(`hawser: cannot load ${outcome.name}: ${explain(outcome.failure)}`));
+    stderr(plainLine(`hawser: cannot load ${outcome.name}: ${explainLine(outcome.failure)}`));
   } else {
     stdout(`${outcome.name}  ${outcome.id}  ${outcome.seconds.toFixed(2)} s\n`);
   }
 }
 
-function explain({ code, message }: PullError): string {
+function explainLine({ code, message }: PullError): string {
   if (code !== "unsupported") return message;
   return `${message.replace("left to containerd: ", "")} ("ctr -n k8s.io images import" may know how)`;
-}
-
-/** One line; what an archive says may not speak to the terminal. */
-function plain(text: string): string {
-  return `${text.replaceAll(/[\s\p{Cc}]+/gu, " ").trim()}\n`;
 }

@@ -77,10 +77,13 @@ Options:
   },
 };
 
+/** Thirty years. */
+const secondsMax = 1e9;
+
 function secondsOf(option: string, text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const seconds = Number(text);
-  if (text.trim() !== "" && seconds > 0) return seconds;
+  if (text.trim() !== "" && seconds > 0 && seconds <= secondsMax) return seconds;
   throw new UsageError(`expected seconds behind ${option}, not ${JSON.stringify(text)}`);
 }
 

@@ -4,7 +4,7 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { type ServiceError, status } from "@grpc/grpc-js";
 import { clientOf } from "../grpc.ts";
 import { PullImageRequestSchema, PullImageResponseSchema } from "../proto/gen/cri_pb.js";
-import { type Command, parseOptions, UsageError } from "./command.ts";
+import { type Command, parseOptions, plainLine, UsageError } from "./command.ts";
 import { type Login, readLogin } from "./login.ts";
 
 const defaultSocket = "/run/hawser/hawser.sock";
@@ -38,25 +38,20 @@ Options:
       return 0;
     } catch (error) {
       if (error instanceof UsageError) throw error;
-      const why = context.interrupted.aborted ? "interrupted" : explain(error as ServiceError);
-      context.stderr(plain(`hawser: cannot pull ${reference} through ${socket}: ${why}`));
+      const why = context.interrupted.aborted ? "interrupted" : explainLine(error as ServiceError);
+      context.stderr(plainLine(`hawser: cannot pull ${reference} through ${socket}: ${why}`));
       return 1;
     }
   },
 };
 
-function explain({ code, details, message }: ServiceError): string {
+function explainLine({ code, details, message }: ServiceError): string {
   const absent = /^No connection established\. Last error: (?:Error: )?(.*?)\. Resolution note: *$/s.exec(
     details,
   );
   if (code === status.UNAVAILABLE && absent)
     return `nobody answers there (${absent[1]}); is "hawser serve" running, and is this its socket (--cri)?`;
   return details || message;
-}
-
-/** One line; what a registry says may not speak to the terminal. */
-function plain(text: string): string {
-  return `${text.replaceAll(/[\s\p{Cc}]+/gu, " ").trim()}\n`;
 }
 
 async function ask(

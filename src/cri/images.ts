@@ -124,7 +124,7 @@ class Attempt {
   /** Whatever goes wrong here, containerd can still be asked. */
   async #pull(request: PullImageRequest): Promise<Pulled> {
     try {
-      const isAwaited = request.sandboxConfig?.annotations[expectedAnnotation] === undefined;
+      const isAwaited = !isExpected(request);
       return await this.#options.pull(this.#reference, credentials(request.auth), isAwaited, this.#signal);
     } catch (error) {
       return { failure: PullError.from(error), [Symbol.asyncDispose]: async () => {} };
@@ -164,8 +164,14 @@ class Attempt {
   }
 }
 
-/** By which OpenKruise's daemon marks its pulls, all of which are ahead of need (pkg/daemon/criruntime/imageruntime). */
-const expectedAnnotation = "apps.kruise.io/pulling-image-by";
+/**
+ * Whether OpenKruise's daemon asks, all of whose pulls are ahead of need, and which marks them by an annotation of a sandbox
+ * that is none (pkg/daemon/criruntime/imageruntime); a pod's own may have any.
+ */
+function isExpected({ sandboxConfig }: PullImageRequest): boolean {
+  if (sandboxConfig === undefined || sandboxConfig.metadata) return false;
+  return sandboxConfig.annotations["apps.kruise.io/pulling-image-by"] !== undefined;
+}
 
 /** An answer of ours that is an error. */
 class Refusal extends Error implements ServiceError {

@@ -156,10 +156,15 @@ function switchStateOf(body: unknown): SwitchState {
   throw new PullError("invalid", 'expected {"on": true or false, "persistent": true or false}');
 }
 
+/** Thirty years. */
+const withinSecondsMax = 1e9;
+
 /** `{"add": [REFERENCE, …], "withinSeconds": NUMBER}`, the latter if need be, or `{"remove": [REFERENCE, …]}`. */
 function prewarmRequestOf(body: unknown): PrewarmRequest {
   const { add, remove, withinSeconds }: Partial<Record<string, unknown>> = Object(body);
-  const isTime = withinSeconds === undefined || (typeof withinSeconds === "number" && withinSeconds > 0);
+  const isTime =
+    withinSeconds === undefined ||
+    (typeof withinSeconds === "number" && withinSeconds > 0 && withinSeconds <= withinSecondsMax);
   if (isNames(add) && remove === undefined && isTime) {
     const withinMs = withinSeconds === undefined ? undefined : 1000 * withinSeconds;
     return { kind: "add", references: add, withinMs };

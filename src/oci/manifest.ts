@@ -37,7 +37,7 @@ export function parseIndex(bytes: Uint8Array): Descriptor[] {
   }
   const entries = list(json["manifests"], "manifests");
   if (entries.length > indexEntriesMax) throw malformed(`index of ${entries.length} manifests`);
-  return entries.map((entry) => descriptor(entry));
+  return entries.map((entry) => parseDescriptor(entry));
 }
 
 /** Config and layers of a manifest; what its layers' types mean is for whoever unpacks them. */
@@ -147,7 +147,7 @@ function armVariant(given: string): string {
 
 /** A config or a layer: nothing but where its bytes are in the registry may be said of it. */
 function part(value: unknown): Descriptor {
-  const parsed = descriptor(value);
+  const parsed = parseDescriptor(value);
   if (parsed.platform !== undefined)
     throw new PullError("unsupported", "a config or a layer with a platform");
   // containerd refuses to fetch it.
@@ -155,7 +155,8 @@ function part(value: unknown): Descriptor {
   return parsed;
 }
 
-function descriptor(value: unknown): Descriptor {
+/** What an index or a manifest says of a blob. */
+export function parseDescriptor(value: unknown): Descriptor {
   const json = object(value, "descriptor", fields.descriptor);
   const { mediaType, size, annotations, platform, urls, data } = json;
   if (typeof mediaType !== "string") throw malformed("descriptor without mediaType");

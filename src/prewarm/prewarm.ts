@@ -186,14 +186,14 @@ export class Prewarm {
     for (const entry of this.#queue.stale(limits.keepMs, now))
       this.#run(entry, () => this.#drop(entry, "unwanted"));
     for (const entry of this.#queue.late(now)) this.#giveUp(entry);
+    for (const { name } of this.#queue.past(limits.keepMs, now)) this.#queue.forget(name);
     if (!this.#isFull)
       for (const entry of this.#queue.due(now))
         if (this.#hasPlace(entry)) this.#run(entry, async (signal) => await this.#warm(entry, signal));
     this.#timer?.[Symbol.dispose]();
-    const next = this.#queue.nextMs(limits.keepMs);
-    // What is due by now waits for a place, and so for the end of what runs.
-    const isBound = next !== undefined && next <= now;
-    this.#timer = next === undefined || isBound ? undefined : this.#clock.at(next, () => this.#look());
+    // What is due by now waits for a place, and so for the end of what runs, or for the disk.
+    const next = this.#queue.nextMs(limits.keepMs, now);
+    this.#timer = next === undefined ? undefined : this.#clock.at(next, () => this.#look());
     this.#watchDisk();
     events.changed(this.#queue.entries);
   }

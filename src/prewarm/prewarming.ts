@@ -10,7 +10,7 @@ import { PullError } from "../errors.ts";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
 import { parseReference } from "../oci/reference.ts";
-import type { Ahead, Pulled } from "../pull/pull.ts";
+import type { Ahead, Pulled, Spare } from "../pull/pull.ts";
 import { volumeOf } from "../pull/space.ts";
 import type { Credentials } from "../registry/registry.ts";
 import { Directory } from "./directory.ts";
@@ -30,7 +30,7 @@ export interface PrewarmingOptions {
   readonly wishesFile: string;
   readonly limits: PrewarmLimits;
   /** What is to be left free of a file system. */
-  readonly spare: Ahead["spare"];
+  readonly spare: Spare;
   readonly holds: Holds;
   /** What must not be filled; none while containerd is away. */
   readonly folders: () => readonly string[];
@@ -139,7 +139,7 @@ export class Prewarming {
     const { directory, images } = this.#options;
     try {
       // What is wanted comes first: a hold that nobody wants is on its way out.
-      const { all: wishes } = await this.#wishes;
+      const wishes = await this.#currentWishes();
       this.#refuse("prewarm.images", this.#engine.replace("config", images, wants.list));
       this.#refuse(this.#options.wishesFile, this.#wish(wishes));
       await this.#engine.open();
@@ -172,8 +172,8 @@ export class Prewarming {
     const [first, ...others] = keyrings.flatMap((keyring) => keyring.of(parseReference(name)));
     const attempt = async (credentials: Credentials | undefined): Promise<Pulled> => {
       // Whoever may have it without being asked for anything may have it from the node as well.
-      const listed = listsAnonymous && credentials === undefined ? "digest" : undefined;
-      return await fetch(name, credentials, { isKnown, spare, listed }, signal);
+      const ahead = { isKnown, spare, isListed: listsAnonymous && credentials === undefined };
+      return await fetch(name, credentials, ahead, signal);
     };
     let pulled = await attempt(first);
     for (const credentials of others) {
@@ -225,6 +225,15 @@ export class Prewarming {
       this.#trouble("prewarm.pods", PullError.from(error).message);
       this.#asking = setTimeout(() => void this.#followPods(), clusterAgainMs).unref();
     }
+  }
+
+  /** What is long past its deadline is of no use to anybody, and forgotten. */
+  async #currentWishes(): Promise<readonly Wish[]> {
+    const wishes = await this.#wishes;
+    const oldest = Date.now() - this.#options.limits.keepMs;
+    const current = wishes.all.filter(({ deadlineMs = oldest }) => deadlineMs >= oldest);
+    if (current.length < wishes.all.length) await wishes.set(current).catch(() => {});
+    return current;
   }
 
   /** All of them or none. */

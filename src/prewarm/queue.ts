@@ -159,16 +159,18 @@ export class Queue {
     );
   }
 
-  /** When something will be due or stale; undefined when nothing will. */
-  nextMs(keepMs: number): number | undefined {
+  /** Given up, and of no use to anybody for so long. */
+  past(keepMs: number, nowMs: number): readonly Entry[] {
+    return [...this.#entries.values()].filter(
+      (entry) => isGivenUp(entry) && entry.deadlineMs + keepMs <= nowMs,
+    );
+  }
+
+  /** When more will be due, stale, late or past than is by now; undefined when nothing will. */
+  nextMs(keepMs: number, nowMs: number): number | undefined {
     let next = Number.POSITIVE_INFINITY;
-    for (const entry of this.#entries.values()) {
-      const { sources, condition, busySinceMs, unwantedMs } = entry;
-      if (isOpen(entry)) next = Math.min(next, entry.deadlineMs);
-      if (busySinceMs !== undefined) continue;
-      if (sources.size > 0) next = Math.min(next, condition.dueMs);
-      else if (unwantedMs !== undefined) next = Math.min(next, unwantedMs + keepMs);
-    }
+    for (const entry of this.#entries.values())
+      for (const time of timesOf(entry, keepMs)) if (time > nowMs) next = Math.min(next, time);
     return next === Number.POSITIVE_INFINITY ? undefined : next;
   }
 
@@ -208,6 +210,23 @@ export class Queue {
 /** Still to be fetched. */
 function isOpen({ condition }: Entry): boolean {
   return condition.kind !== "warm" && condition.dueMs !== Number.POSITIVE_INFINITY;
+}
+
+/** When something is to be done about it. */
+function timesOf(entry: Entry, keepMs: number): readonly number[] {
+  const { sources, condition, busySinceMs, unwantedMs, deadlineMs } = entry;
+  if (isGivenUp(entry)) return [deadlineMs + keepMs];
+  const times = isOpen(entry) ? [deadlineMs] : [];
+  if (busySinceMs !== undefined) return times;
+  if (sources.size > 0) times.push(condition.dueMs);
+  else if (unwantedMs !== undefined) times.push(unwantedMs + keepMs);
+  return times;
+}
+
+function isGivenUp({ condition, busySinceMs }: Entry): boolean {
+  return (
+    condition.kind === "failed" && condition.dueMs === Number.POSITIVE_INFINITY && busySinceMs === undefined
+  );
 }
 
 /** Unlike a difference, also of what is infinite. */

@@ -12,20 +12,21 @@ import type { Plan, PlannedLayer } from "./plan.ts";
 import { mustFit, type Room } from "./space.ts";
 
 export class Holdings {
-  readonly #image: Pick<ImageOptions, "ahead" | "keepLayers" | "site" | "work">;
+  readonly #image: Pick<ImageOptions, "ahead" | "given" | "keepLayers" | "site" | "work">;
   readonly #lease: Lease;
 
-  constructor(image: Pick<ImageOptions, "ahead" | "keepLayers" | "site" | "work">, lease: Lease) {
+  constructor(image: Pick<ImageOptions, "ahead" | "given" | "keepLayers" | "site" | "work">, lease: Lease) {
     this.#image = image;
     this.#lease = lease;
   }
 
   /**
    * Layers that are committed and whose blobs are not where containerd would have them: another pull of ours has them
-   * still, or broke off and left them. Such a layer is gone through like a missing one, which brings its blob along.
+   * still, or broke off and left them. Such a layer is gone through like a missing one, which brings its blob along. Of an
+   * image that is given all are looked for, since nobody could fetch them later.
    */
   async findUnkept(layers: readonly PlannedLayer[]): Promise<Set<PlannedLayer>> {
-    const { work, site, keepLayers } = this.#image;
+    const { work, site, keepLayers, given } = this.#image;
     const unkept = new Set<PlannedLayer>();
     if (!keepLayers) return unkept;
     for (const layer of layers) {
@@ -34,6 +35,7 @@ export class Holdings {
       else if (isLeft && (await this.#lease.holdContent(layer.descriptor)))
         await site.spools.drop([layer.descriptor.digest]);
       else if (isLeft) unkept.add(layer);
+      else if (given && !(await this.#lease.holdContent(layer.descriptor))) unkept.add(layer);
     }
     return unkept;
   }
@@ -58,14 +60,15 @@ export class Holdings {
    * that nobody waits for it does not.
    */
   async fit(missing: readonly PlannedLayer[]): Promise<Room> {
-    const { site, work, keepLayers, ahead } = this.#image;
+    const { site, work, keepLayers, ahead, given } = this.#image;
     const { facts, spools } = site;
     const layers = missing.filter(({ chainID }) => !work.isUnderWay(chainID));
     const need = {
       layers,
       keep: keepLayers,
       present: (blob: Descriptor) => spools.presentBytes(blob),
-      spare: ahead?.spare,
+      spare: ahead?.spare ?? given?.spare,
+      isHigh: ahead !== undefined,
     };
     const folders = { spool: facts.contentRoot, staging: facts.snapshotterRoot };
     try {

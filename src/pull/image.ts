@@ -17,7 +17,7 @@ import { instanceLabel } from "./instance.ts";
 import type { Keep } from "./journal.ts";
 import type { Layer } from "./layer.ts";
 import { type LeaseShare, shareLease } from "./lease.ts";
-import { type Listing, list, listingOf } from "./listing.ts";
+import { list, listingOf } from "./listing.ts";
 import { countPresent, type Document, type Plan, type PlannedLayer, plan, readStored } from "./plan.ts";
 import {
   isCurrent,
@@ -28,7 +28,7 @@ import {
   type Memory,
   readKnown,
 } from "./presence.ts";
-import type { Ahead, PullEvents, Registered, Stage } from "./pull.ts";
+import type { Ahead, Given, PullEvents, Registered, Stage } from "./pull.ts";
 import { isTaken, type Registration, register, registrationOf, sourceOf } from "./registration.ts";
 import type { Share } from "./sharing.ts";
 import type { Site } from "./site.ts";
@@ -46,6 +46,8 @@ export interface ImageOptions {
   readonly demand: Demand;
   /** Of a pull ahead of need. */
   readonly ahead: Ahead | undefined;
+  /** Of one whose bytes do not come from its registry. */
+  readonly given?: Given | undefined;
   readonly keepLayers: boolean;
   /** Images that were pulled before; absent where registration is left to containerd's PullImage in any case. */
   readonly memory: Memory | undefined;
@@ -66,6 +68,8 @@ export class Image implements AsyncDisposable {
   #layers: readonly Share<Layer>[] = [];
   #lease: Promise<LeaseShare> | undefined;
   #asking: Disposable | undefined;
+  /** What the name stood for before. */
+  #former: Descriptor | undefined;
   /** Layers that were not there when the pull began. */
   #missing: readonly PlannedLayer[] = [];
 
@@ -103,16 +107,21 @@ export class Image implements AsyncDisposable {
     failpoint("resolved");
     if (this.registered) return;
     const [planned, lease] = await this.#timed("plan", () => this.#plan(resolved, signal));
-    const { reference, site, memory } = this.#options;
+    const { reference, site, memory, ahead, given, containerd } = this.#options;
     const wanted = memory && registrationOf(reference, planned, site.facts);
     const registration = wanted && isTaken(planned) ? wanted : undefined;
-    const listing = this.#listingOf(planned);
+    const names = given?.names ?? (ahead?.isListed === true ? "digest" : undefined);
+    const listing = names && listingOf(reference, planned, site.facts, { names, source: this.#source() });
     const labels = registration?.labels ?? listing?.labels;
     await this.#timed("layers", () => this.#fill(planned, labels, lease, signal));
     await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
     failpoint("complete");
-    if (listing) await this.#list(listing, signal);
-    else this.held = holdableOf(planned, this.#options.keepLayers);
+    if (listing) {
+      await list(listing, given ? "any" : this.#former, containerd.records, signal);
+      this.registered = { id: listing.id, by: "hawser" };
+    } else {
+      this.held = holdableOf(planned, this.#options.keepLayers);
+    }
     if (registration) await this.#register({ registration, layers: knownLayers(planned.layers) }, signal);
   }
 
@@ -128,6 +137,7 @@ export class Image implements AsyncDisposable {
     const { reference, containerd, repository, site, memory, ahead } = this.#options;
     const remembered = memory?.of(reference, site.facts);
     const record = remembered?.registration.record ?? (await containerd.records.image(reference.name));
+    this.#former = record?.target;
     if (record === undefined) {
       this.#ask();
       void this.#openLease().catch(() => {});
@@ -184,17 +194,6 @@ export class Image implements AsyncDisposable {
       return { bytes: await repository.fetch(descriptor, bytesMax, signal), isStored: false };
     });
     return [planned, share];
-  }
-
-  #listingOf(planned: Plan): Listing | undefined {
-    const { reference, ahead, site } = this.#options;
-    if (!ahead?.listed) return undefined;
-    return listingOf(reference, planned, site.facts, { names: ahead.listed, source: this.#source() });
-  }
-
-  async #list(listing: Listing, signal: AbortSignal): Promise<void> {
-    await list(listing, this.#options.containerd.records, signal);
-    this.registered = { id: listing.id, by: "hawser" };
   }
 
   /** A failure is no failure of the pull: containerd registers what is in place. */
@@ -291,8 +290,8 @@ export class Image implements AsyncDisposable {
 
   /** Of what comes from its registry. */
   #source(): Labels {
-    const { ahead, reference } = this.#options;
-    return ahead?.repository ? {} : sourceOf(reference);
+    const { given, reference } = this.#options;
+    return given ? {} : sourceOf(reference);
   }
 
   async #finishBlobs(keep: Keep | undefined): Promise<void> {

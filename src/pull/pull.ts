@@ -75,17 +75,25 @@ export interface Registered {
   readonly by: "hawser" | "earlier";
 }
 
-/** What a pull is to heed that nobody waits for. */
+/** What a pull is to heed that is made ahead of need. */
 export interface Ahead {
   /** The node has had it before: what its name stands for now is asked by HEAD. */
   readonly isKnown: boolean;
   /** How many bytes of a volume must stay free. */
-  readonly spare: (volume: Volume) => number;
-  /** It is to be listed, under these names: every pod of the node may then use it. */
-  readonly listed?: Names | undefined;
-  /** Where its bytes are, if not in its registry. */
-  readonly repository?: Repository | undefined;
+  readonly spare: Spare;
+  /** It is to be listed, unless its name comes to stand for something else meanwhile: every pod of the node may then use it. */
+  readonly isListed?: boolean;
 }
+
+/** An image whose bytes do not come from its registry. */
+export interface Given {
+  readonly repository: Repository;
+  /** The records that it is to have. */
+  readonly names: Names;
+  readonly spare: Spare;
+}
+
+export type Spare = (volume: Volume) => number;
 
 /** A pull's result: while it is held, everything is protected from garbage collection. */
 export interface Pulled extends AsyncDisposable {
@@ -116,7 +124,7 @@ export interface Puller {
   ): Promise<Pulled>;
   /**
    * The same for whoever only expects that it will be wanted: behind all that is waited for, whose pulls join what it has
-   * begun and make it theirs; and without records unless {@link Ahead.listed} says otherwise, since an image that is
+   * begun and make it theirs; and without records unless {@link Ahead.isListed} says otherwise, since an image that is
    * listed is one that every pod of the node may use.
    */
   pullAhead(
@@ -126,6 +134,8 @@ export interface Puller {
     ahead: Ahead,
     signal: AbortSignal,
   ): Promise<Pulled>;
+  /** The same for an image that is given, which is then listed whatever its name has stood for. */
+  load(reference: string, site: Site, given: Given, signal: AbortSignal): Promise<Pulled>;
   /** Waits until every result was given back and what follows that has ended. */
   settle(): Promise<void>;
 }
@@ -157,7 +167,7 @@ class NodePuller implements Puller {
     signal: AbortSignal,
     isAwaited = true,
   ): Promise<Pulled> {
-    return await this.#pull({ text: reference, site, credentials, isAwaited, ahead: undefined }, signal);
+    return await this.#pull({ text: reference, site, credentials, isAwaited }, signal);
   }
 
   async pullAhead(
@@ -168,6 +178,10 @@ class NodePuller implements Puller {
     signal: AbortSignal,
   ): Promise<Pulled> {
     return await this.#pull({ text: reference, site, credentials, isAwaited: false, ahead }, signal);
+  }
+
+  async load(reference: string, site: Site, given: Given, signal: AbortSignal): Promise<Pulled> {
+    return await this.#pull({ text: reference, site, isAwaited: true, given }, signal);
   }
 
   async #pull(wanted: Wanted, signal: AbortSignal): Promise<Pulled> {
@@ -225,11 +239,12 @@ class NodePuller implements Puller {
   }
 
   /** What comes from elsewhere than its registry is nothing that others of the same name could share. */
-  #keyOf(reference: Reference, { credentials, ahead }: Wanted): string {
-    return ahead?.repository ? `${reference.name} ${this.#pulls}` : shareKey(reference, credentials);
+  #keyOf(reference: Reference, { credentials, given }: Wanted): string {
+    return given ? `${reference.name} ${this.#pulls}` : shareKey(reference, credentials);
   }
 
-  #join(key: string, reference: Reference, { site, credentials, isAwaited, ahead }: Wanted): Share<Image> {
+  #join(key: string, reference: Reference, wanted: Wanted): Share<Image> {
+    const { site, credentials, isAwaited, ahead, given } = wanted;
     const { containerd, registry, keepLayers, registersDirectly, events } = this.#options;
     return this.#images.join(key, async (signal) => {
       this.#pulls += 1;
@@ -241,12 +256,13 @@ class NodePuller implements Puller {
           name: `pull ${this.#pulls}`,
           site,
           containerd,
-          repository: ahead?.repository ?? registry.repository(reference, credentials),
+          repository: given?.repository ?? registry.repository(reference, credentials),
           work: this.#work,
           demand,
           ahead,
+          given,
           keepLayers: keepLayers(site.facts),
-          memory: ahead === undefined && registersDirectly(site.facts) ? this.#memory : undefined,
+          memory: ahead || given || !registersDirectly(site.facts) ? undefined : this.#memory,
           events,
         },
         signal,
@@ -275,9 +291,10 @@ class NodePuller implements Puller {
 interface Wanted {
   readonly text: string;
   readonly site: Site;
-  readonly credentials: Credentials | undefined;
+  readonly credentials?: Credentials | undefined;
   readonly isAwaited: boolean;
-  readonly ahead: Ahead | undefined;
+  readonly ahead?: Ahead;
+  readonly given?: Given;
 }
 
 /** Equal for equal references with equal credentials; the credentials are in it only as a hash. */

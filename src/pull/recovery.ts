@@ -12,12 +12,15 @@ import { PullError, throwIfAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Digest } from "../oci/digest.ts";
 import { type Instance, instanceLabel } from "./instance.ts";
-import type { PendingAdoption, Spools } from "./spools.ts";
+import type { PendingAdoption } from "./spoolfile.ts";
+import type { Spools } from "./spools.ts";
 
 export interface RecoveryOptions {
   readonly containerd: Containerd;
   readonly instance: Instance;
   readonly spools: Spools;
+  /** Whether spools of the dead become ours, as they usually do; one that is soon over leaves them to those that go on. */
+  readonly inherits?: boolean | undefined;
   /** Told of each blob that a dead instance was to keep. */
   readonly adopted: (digest: Digest, failure: PullError | undefined) => void;
 }
@@ -65,8 +68,9 @@ export class Recovery {
   }
 
   async #claim(): Promise<void> {
-    const { containerd, instance, spools } = this.#options;
+    const { containerd, instance, spools, inherits = true } = this.#options;
     await instance.sweepContainerd(containerd);
+    if (!inherits) return;
     for (const folder of await instance.claimSpools()) {
       this.#claimed.add(folder);
       failpoint("claimed");

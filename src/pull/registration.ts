@@ -79,6 +79,12 @@ function isPlainIndex({ children }: Document): boolean {
   return countOwn(children, hostPlatform()) <= 1 && children.every(({ mediaType }) => isManifest(mediaType));
 }
 
+/** Throws `invalid` for a name that some versions of containerd do not take for one. */
+export function mustBePlain({ name, host }: Reference): void {
+  if (plainHost.test(host)) return;
+  throw new PullError("invalid", `${name} has a host that not every containerd takes for one`);
+}
+
 function isSource(key: string): boolean {
   return key.startsWith(sourcePrefix);
 }

@@ -52,15 +52,20 @@ export interface SiteOptions {
   /** Called when a blob that a dead instance was to keep has been kept, or could not be. */
   readonly adopted: (digest: Digest, failure: PullError | undefined) => void;
   readonly spools: Omit<SpoolsOptions, "folder" | "deferred">;
+  /** See {@link RecoveryOptions.inherits}. */
+  readonly inherits?: boolean;
 }
 
 /** What failed is tried again after this long, doubling up to the maximum, while containerd is connected. */
 const retryMs = { first: 1_000, max: 60_000 };
+/** Whoever has died since is looked for so often, where no pull does that. */
+const lookEveryMs = 600_000;
 
 export class SiteKeeper implements AsyncDisposable {
   readonly #options: SiteOptions;
   readonly #watch: Disposable;
   readonly #stop = new AbortController();
+  readonly #look: NodeJS.Timeout;
   #state: SiteState = { kind: "closed", reason: "starting", detail: "containerd has not been reached yet" };
   #site: Prepared | undefined;
   /** Aborted on each change of the connection. */
@@ -73,6 +78,7 @@ export class SiteKeeper implements AsyncDisposable {
   constructor(options: SiteOptions) {
     this.#options = options;
     this.#watch = options.containerd.watch((connected) => this.#connectionChanged(connected));
+    this.#look = setInterval(() => void this.#site?.claim(), lookEveryMs).unref();
   }
 
   get state(): SiteState {
@@ -82,6 +88,7 @@ export class SiteKeeper implements AsyncDisposable {
   /** Closes the site for good and removes what is ours; pulls that use it must have ended. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#watch[Symbol.dispose]();
+    clearInterval(this.#look);
     this.#stop.abort();
     this.#connection.abort();
     this.#set({ kind: "closed", reason: "stopping", detail: "Hawser is stopping" });
@@ -154,8 +161,8 @@ export class SiteKeeper implements AsyncDisposable {
     try {
       const deferred = (): void => this.#recoverSoon(this.#connection.signal);
       const spools = await Spools.open({ ...this.#options.spools, folder: instance.spool, deferred });
-      const { containerd, selinux, adopted } = this.#options;
-      const recovery = new Recovery({ containerd, instance, spools, adopted });
+      const { containerd, selinux, adopted, inherits } = this.#options;
+      const recovery = new Recovery({ containerd, instance, spools, inherits, adopted });
       const claim = (): Promise<void> => this.#claim(recovery);
       this.#site = { facts, instance, spools, selinux, recovery, claim };
       return this.#site;

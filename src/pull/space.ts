@@ -19,8 +19,10 @@ export interface Need {
   readonly keep: boolean;
   /** How many bytes of a blob the spool has from an earlier attempt. */
   readonly present: (descriptor: Descriptor) => number;
-  /** How many bytes of a volume must stay free, where nobody waits for the image: then the estimate is a high one. */
+  /** How many bytes of a volume must stay free, where that is the configuration's to say. */
   readonly spare?: ((volume: Volume) => number) | undefined;
+  /** The estimate is a high one, since nobody waits for the image. */
+  readonly isHigh?: boolean;
 }
 
 /** The folders that a pull fills: of spools (compressed bytes) and of staging (unpacked bytes). */
@@ -47,14 +49,14 @@ const usualRatioMax = 4;
 
 /** Throws `exhausted`, naming folder and shortfall, when the missing layers cannot fit. */
 export async function mustFit(
-  { layers, keep, present, spare }: Need,
+  { layers, keep, present, spare, isHigh = false }: Need,
   { spool, staging }: Filled,
   measure: (folder: string) => Promise<Volume> = volumeOf,
 ): Promise<Room> {
   // A tree is not smaller than the blob that it comes from, give or take what compression adds to random bytes.
   const leastBytes = layers.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
   if (leastBytes === 0) return "ample";
-  const treeBytes = spare ? usualBytes(layers) : leastBytes;
+  const treeBytes = isHigh ? usualBytes(layers) : leastBytes;
   // One blob can be several layers.
   const blobs = new Map<Digest, Descriptor>(layers.map(({ descriptor }) => [descriptor.digest, descriptor]));
   const missing = [...blobs.values()].map((blob) => Math.max(0, blob.size - present(blob)));

@@ -7,7 +7,7 @@ import { rename, rm } from "node:fs/promises";
 import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { type Range, Spool } from "../spool.ts";
-import type { Journal, Recorded } from "./journal.ts";
+import type { Journal, Keep, Recorded } from "./journal.ts";
 
 /** A spool that nobody holds, with what is written in it. */
 export interface Parked {
@@ -16,6 +16,13 @@ export interface Parked {
   readonly written: readonly Range[];
   readonly bytes: number;
   readonly sinceMs: number;
+}
+
+/** A blob that a dead instance had found right and was about to put into the content store. */
+export interface PendingAdoption {
+  readonly descriptor: Descriptor;
+  readonly file: string;
+  readonly keep: Keep;
 }
 
 export const journalOf = (file: string): string => `${file}.journal`;

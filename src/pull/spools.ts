@@ -15,7 +15,15 @@ import { type Digest, hexOf } from "../oci/digest.ts";
 import { mergeRanges, Spool } from "../spool.ts";
 import { Journal, type Keep, type Recorded, readBootId, readJournal } from "./journal.ts";
 import { Quota } from "./quota.ts";
-import { hasBytes, isJournal, journalOf, openSpool, type Parked, remove } from "./spoolfile.ts";
+import {
+  hasBytes,
+  isJournal,
+  journalOf,
+  openSpool,
+  type Parked,
+  type PendingAdoption,
+  remove,
+} from "./spoolfile.ts";
 import type { Urgency } from "./urgency.ts";
 
 interface SpoolLimits {
@@ -23,13 +31,6 @@ interface SpoolLimits {
   readonly bytesMax: number;
   /** How long a parked spool waits for somebody to want it. */
   readonly ageMaxMs: number;
-}
-
-/** A blob that a dead instance had found right and was about to put into the content store. */
-export interface PendingAdoption {
-  readonly descriptor: Descriptor;
-  readonly file: string;
-  readonly keep: Keep;
 }
 
 export interface SpoolsOptions {
@@ -194,20 +195,24 @@ export class Spools implements AsyncDisposable {
     sinceMs: number = Date.now(),
   ): Promise<void> {
     const bytes = written.reduce((sum, { start, end }) => sum + end - start, 0);
-    const known = this.#parked.get(digest);
-    if (bytes === 0 || (known && known.bytes >= bytes)) {
+    if (bytes === 0) {
       await remove({ file });
       return;
     }
-    if (known) await this.drop([digest]);
-    const parked = join(this.#options.folder, "parked", hexOf(digest));
-    await remove({ file: parked });
+    // A name that nobody else uses: others may be parking and taking the same blob.
+    const parked = this.#fileFor(digest, "parked");
     // Whenever a crash comes, one of the two names has file and journal both.
     await link(file, parked);
     failpoint("parking");
     await rename(journalOf(file), journalOf(parked));
     await rm(file);
+    const other = this.#parked.get(digest);
+    if (other && other.bytes >= bytes) {
+      await remove({ file: parked });
+      return;
+    }
     this.#parked.set(digest, { file: parked, sizeBytes, written, bytes, sinceMs });
+    if (other) await remove(other);
     await this.#evict(this.#options.limits.bytesMax - this.#quota.reservedBytes);
   }
 
@@ -268,9 +273,9 @@ export class Spools implements AsyncDisposable {
     }
   }
 
-  #fileFor(digest: Digest): string {
+  #fileFor(digest: Digest, folder = ""): string {
     this.#count += 1;
-    return join(this.#options.folder, `${hexOf(digest)}-${this.#count}`);
+    return join(this.#options.folder, folder, `${hexOf(digest)}-${this.#count}`);
   }
 
   /** Removes parked spools, oldest first, until they have no more than so many bytes. */

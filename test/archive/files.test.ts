@@ -164,12 +164,38 @@ test("what is no archive, or is cut off, is told as what it is", async () => {
   }
 });
 
-test("a file that ends behind the archive's end is corrupt when it is read", async () => {
-  await using files = await open(tar([file("a", "x".repeat(600))]).subarray(0, 512 + 100));
-  const place = files.find("a");
-  expect(place).toBeDefined();
-  expect((await failure(contentOf(files, "a"))).code).toBe("corrupt");
+test("an archive that ends in the middle of a file is told to be cut off, and where", async () => {
+  const archive = tar([file("a", "x".repeat(100_000))]);
+  for (const bytes of [612, 70_000, 100_500]) {
+    const { code, message } = await failure(open(archive.subarray(0, bytes)));
+    expect([code, message]).toEqual(["corrupt", `the archive is truncated at byte ${bytes}`]);
+  }
+  const endless = tar([file("a", "x", { size: Number.MAX_SAFE_INTEGER })]);
+  expect((await failure(open(endless))).message).toMatch(/^the archive is truncated at byte/);
+  await using files = await open(archive);
   expect((await failure(files.read({ offset: 0, sizeBytes: 100 }, 99))).code).toBe("corrupt");
+});
+
+test("what is compressed otherwise, is a folder, or is nothing is named", async () => {
+  const cases: [bytes: Buffer, message: RegExp][] = [
+    [Buffer.from("fd377a585a000004", "hex"), /^it is compressed with xz: xz -dc FILE \| hawser load -$/],
+    [Buffer.from("BZh91AY&SY"), /^it is compressed with bzip2: /],
+    [Buffer.from("PK\x03\x04zip"), /^it is compressed with zip: /],
+    [Buffer.alloc(0), /^it is empty$/],
+  ];
+  for (const [bytes, message] of cases) {
+    expect((await failure(open(bytes))).message).toMatch(message);
+    expect((await failure(open(Readable.from(bytes.length === 0 ? [] : [bytes])))).message).toMatch(message);
+  }
+});
+
+test("names that are too long together are too many", async () => {
+  const name = "n".repeat(4000);
+  const entries = Array.from({ length: 9_000 }, (_, nth) =>
+    symlink(`${nth}`, "b", { pax: { path: `${nth}${name}`, linkpath: name } }),
+  );
+  const { code, message } = await failure(open(tar(entries)));
+  expect([code, message]).toEqual(["exhausted", "its names are over 67108864 bytes long together"]);
 });
 
 test("the disk is looked at while a compressed archive unfolds", async () => {

@@ -76,15 +76,15 @@ function result(failure: PullError | undefined): Pulled {
   return { failure, [Symbol.asyncDispose]: async () => {} };
 }
 
-function pullImage(path = v1, options: { deadlineMs?: number } = {}) {
+function pullImage(path = v1, options: { deadlineMs?: number; bytes?: Uint8Array } = {}) {
   let cancel = (): void => {};
   const answer = new Promise<Buffer>((resolve, reject) => {
-    const { deadlineMs } = options;
+    const { deadlineMs, bytes: sent = request } = options;
     const made = client.makeUnaryRequest(
       path,
       identity,
       identity,
-      request,
+      Buffer.from(sent),
       new Metadata(),
       deadlineMs === undefined ? {} : { deadline: Date.now() + deadlineMs },
       (error: ServiceError | null, bytes?: Buffer) =>
@@ -223,4 +223,21 @@ describe("a caller that does not wait", () => {
     expect(delegated).toEqual([]);
     expect(outcomes).toMatchObject([{ result: "cancelled" }]);
   });
+});
+
+test("only kruise-daemon's own mark says that nobody waits for a pull: a pod's annotation of that name does not", async () => {
+  const told: boolean[] = [];
+  await serve({
+    pull: async (_reference, _credentials, isAwaited) => {
+      told.push(isAwaited);
+      return result(new PullError("corrupt", "x"));
+    },
+  });
+  const mark = message([1, "apps.kruise.io/pulling-image-by"], [2, "kruise-daemon"]);
+  const metadata = message([1, "a-pod"], [2, "uid"], [3, "default"]);
+  const sandboxes = [message([7, mark]), message([1, metadata], [7, mark]), message([1, metadata])];
+  const image = message([1, "example.com/a:b"]);
+  for (const sandbox of sandboxes) await pullImage(v1, { bytes: message([1, image], [3, sandbox]) }).answer;
+  await pullImage(v1, { bytes: message([1, image]) }).answer;
+  expect(told).toEqual([false, true, true, true]);
 });

@@ -1,9 +1,9 @@
 // "hawser load" as it ships, on every containerd: archives go in, pods start from what comes of them, and no registry is
 // there. The oracle is containerd's own import.
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readlinkSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { text } from "node:stream/consumers";
@@ -222,6 +222,7 @@ describe("an archive", () => {
       tags: [`registry.example.com/many/${name}:1`, `registry.example.com/many/${name}:2`],
     }));
     const ended = await load(containerd, [write("many.tar", dockerArchive(images)), "--json"]);
+    expect(ended.out).not.toContain("error");
     expect(ended).toMatchObject({ code: 0, err: "" });
     const lines = ended.out.trim().split("\n");
     const told = lines.map((line) => JSON.parse(line) as { name: string; id: string; seconds: number });
@@ -257,12 +258,25 @@ describe("an archive", () => {
       { layers: [tar([file("bad name")])], tags: ["Registry.example.com/UPPER:1"] },
       { layers: [tar([file("no name")])], tags: null },
       { layers: [], tags: ["registry.example.com/mixed/empty:1"] },
+      { layers: [tar([file("few")])], tags: ["registry.example.com/mixed/few:1"], diffIDs: [] },
+      { layers: [tar([file("former")])], tags: ["twice:1"] },
+      { layers: [tar([file("latter")])], tags: ["docker.io/library/twice:1"] },
     ];
     const { code, out, err } = await load(containerd, [write("mixed.tar", dockerArchive(images))]);
     expect(code).toBe(1);
-    expect(out).toMatch(/^registry\.example\.com\/mixed\/right:1 {2}sha256:[0-9a-f]{64} {2}\d+\.\d\d s\n$/);
+    const told = out.trim().split("\n").sort();
+    expect(told.map((line) => line.split("  ")[0])).toEqual([
+      "docker.io/library/twice:1",
+      "registry.example.com/mixed/right:1",
+    ]);
+    expect(told[1]).toMatch(/ {2}sha256:[0-9a-f]{64} {2}\d+\.\d\d s$/);
+    const latest = (await readContent(containerd)).some((line) =>
+      line.includes(digestOf(tar([file("latter")]))),
+    );
+    expect(latest).toBe(true);
     const lines = err.trim().split("\n").sort();
-    expect(lines).toHaveLength(4);
+    expect(lines).toHaveLength(5);
+    expect(lines.splice(2, 1)[0]).toContain("mixed/few:1: an image of 1 layers with 0 diffIDs");
     expect(lines[0]).toContain("cannot load Registry.example.com/UPPER:1");
     expect(lines[0]).toContain("must be lowercase");
     expect(lines[1]).toContain("cannot load registry.example.com/mixed/empty:1: an image without layers");
@@ -311,7 +325,7 @@ describe("an archive", () => {
     const named = write("named.tar", dockerArchive([appOf("team/a:1"), appOf("team/b:1")]));
     const cases: [args: string[], expected: RegExp][] = [
       [[join(folder, "absent.tar")], /absent\.tar: it cannot be opened: ENOENT$/],
-      [[folder], /it is a folder, not an archive \(tar -C .* -cf FILE \. makes one\)$/],
+      [[folder], /it is a folder, not an archive \(tar -C FOLDER -cf FILE \. makes one\)$/],
       [
         [write("other.tar", tar([file("README", "hello")]))],
         /it holds no images: there is neither an index\.json/,
@@ -339,6 +353,70 @@ describe("an archive", () => {
     }
     expect(await idOf(containerd, "registry.example.com/team/disk:1")).toBe("");
     await settled(containerd);
+  });
+
+  test("is let go of when the command is interrupted in the middle of a layer, and no byte of it stays", async () => {
+    const large = tar([file("zeros", Buffer.alloc(400_000_000))]);
+    const archive = write(
+      "large.tar",
+      dockerArchive([{ layers: [large], tags: ["registry.example.com/large:1"] }]),
+    );
+    const config = join(containerd.root, "large.toml");
+    const more = '[prewarm]\nmin_free_disk = "1MiB"\n';
+    writeFileSync(
+      config,
+      `[containerd]\naddress = "${containerd.address}"\nconfig_file = "${containerd.root}/config.toml"\n${more}`,
+    );
+    const child = spawn(process.execPath, [program, "load", "--config", config, archive]);
+    const ended = new Promise<number | null>((resolve) => {
+      child.once("exit", resolve);
+    });
+    const told = text(child.stderr);
+    const spools = join(containerd.root, "root/io.hawser/spool");
+    await eventually(async () => {
+      const sizes = readdirSync(spools, { recursive: true, encoding: "utf8" }).map(
+        (name) => statSync(join(spools, name)).size,
+      );
+      expect(Math.max(...sizes)).toBeGreaterThan(10_000_000);
+    }, "bytes in the spool");
+    child.kill("SIGINT");
+    expect(await ended).toBe(1);
+    expect(await told).toMatch(/^hawser: .*large\.tar: interrupted\n$/);
+    expect(readdirSync(spools)).toEqual([]);
+    await settled(containerd);
+  });
+
+  test("that is a pipe whose other end nobody opens is let go of as well", async () => {
+    const pipe = join(folder, "pipe");
+    spawnSync("mkfifo", [pipe]);
+    const config = join(containerd.root, "pipe.toml");
+    writeFileSync(
+      config,
+      `[containerd]\naddress = "${containerd.address}"\nconfig_file = "${containerd.root}/config.toml"\n`,
+    );
+    const child = spawn(process.execPath, [program, "load", "--config", config, pipe]);
+    const ended = new Promise<number | null>((resolve) => {
+      child.once("exit", resolve);
+    });
+    const descriptors = `/proc/${child.pid}/fd`;
+    await eventually(async () => {
+      const open = readdirSync(descriptors).map((name) => readlinkSync(join(descriptors, name)));
+      expect(open.some((path) => path.endsWith("/archive (deleted)"))).toBe(true);
+    }, "the reading of the pipe");
+    child.kill("SIGINT");
+    expect(await ended).toBe(1);
+  });
+
+  test("with layers that are there as another image's brings along what the content store lacks of it", async () => {
+    await using registry = await FakeRegistry.start();
+    const layer = tar([file("packed otherwise")]);
+    const image = registry.put("team/packed:v1", [{ bytes: gzipSync(layer) }]);
+    await containerd.cri.mustPull(image.reference);
+    const name = "registry.example.com/packed-otherwise:1";
+    const archive = write("packed-otherwise.tar", dockerArchive([{ layers: [layer], tags: [name] }]));
+    expect(await load(containerd, [archive])).toMatchObject({ code: 0, err: "" });
+    await settled(containerd);
+    expect(containerd.ctr("images", "check")).toMatch(new RegExp(`^${name} .*complete \\(2/2\\)`, "m"));
   });
 
   test("is let go of when the command is interrupted, and nothing stays behind", async () => {

@@ -141,7 +141,7 @@ export function leftovers(containerd: PrivateContainerd): string[] {
 /** Files of spools that broken-off pulls left. */
 export function parked(containerd: PrivateContainerd): string[] {
   return namesBelow(`${containerd.root}/root/io.hawser/spool`).filter((name) =>
-    /\/parked\/[0-9a-f]{64}$/.test(name),
+    /\/parked\/[0-9a-f]{64}-\d+$/.test(name),
   );
 }
 

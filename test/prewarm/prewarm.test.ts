@@ -371,7 +371,7 @@ test("what is not here by its deadline is given up, broken off, and tried again 
     { code: "slow", message: "not here by its deadline: no answer", isTemporary: false, times: 1 },
   ]);
   stage.fetches.length = 0;
-  await stage.clock.pass(48 * 60 * minute);
+  await stage.clock.pass(20 * 60 * minute);
   expect(stage.underWay).toEqual([]);
   stage.prewarm.want(a, "command", command);
   stage.prewarm.hasten(a);
@@ -379,6 +379,19 @@ test("what is not here by its deadline is given up, broken off, and tried again 
   expect(stage.underWay).toEqual([a]);
   await stage.end(a, contentOf("a"));
   expect(stage.states).toEqual([`${a} warm`, `${b} failed`]);
+});
+
+test("a deadline is kept to the moment also where others wait for a place, and what is long past one is forgotten", async () => {
+  const stage = new Stage();
+  const deadlineMs = stage.clock.now() + 4_000;
+  for (const name of [a, b]) stage.prewarm.want(name, "config", { ...list, priority: 0 });
+  stage.prewarm.want(c, "command", { ...command, deadlineMs });
+  await stage.open();
+  expect(stage.underWay).toEqual([a, b]);
+  await stage.clock.pass(4_000);
+  expect(stage.states).toEqual([`${a} wanted`, `${b} wanted`, `${c} failed`]);
+  await stage.clock.pass(24 * 60 * minute);
+  expect(stage.states).toEqual([`${a} wanted`, `${b} wanted`]);
 });
 
 test("a deadline is over for nobody who has none, and takes nothing away that is here", async () => {

@@ -51,6 +51,13 @@ async function park(spools: Spools, name: string, bytes: number): Promise<void> 
   await held.park();
 }
 
+/** Where the blob is parked. */
+async function parkedAt(folder: string, name: string): Promise<string> {
+  const hex = sha256(name).slice("sha256:".length);
+  const found = (await readdir(folder)).find((one) => one.startsWith(hex) && !one.endsWith(".journal"));
+  return join(folder, found ?? "nowhere");
+}
+
 /** Files below the root, without the digests' tails. */
 async function files(): Promise<string[]> {
   const all = await readdir(root, { recursive: true, withFileTypes: true });
@@ -229,10 +236,10 @@ test("ranges that the file cannot have, and those of another boot, are not belie
   await park(dead, "short", 30);
   await park(dead, "rebooted", 30);
   const parked = join(root, "dead/parked");
-  const [one = "", two = ""] = ["short", "rebooted"].map((name) => sha256(name).slice("sha256:".length));
-  await writeFile(join(parked, one), "only a few");
-  const journal = await readFile(join(parked, `${two}.journal`), "utf8");
-  await writeFile(join(parked, `${two}.journal`), journal.replace(/"boot":"[^"]+"/, '"boot":"another"'));
+  const [one, two] = [await parkedAt(parked, "short"), await parkedAt(parked, "rebooted")];
+  await writeFile(one, "only a few");
+  const journal = await readFile(`${two}.journal`, "utf8");
+  await writeFile(`${two}.journal`, journal.replace(/"boot":"[^"]+"/, '"boot":"another"'));
   const own = await open("own");
   await mkdir(join(root, "own"), { recursive: true });
   await rename(join(root, "dead"), join(root, "own/inherited-dead"));
@@ -244,7 +251,7 @@ test("ranges that the file cannot have, and those of another boot, are not belie
 test("the age of a parked spool is counted across instances", async () => {
   const dead = await open("dead");
   await park(dead, "old", 30);
-  const file = join(root, "dead/parked", sha256("old").slice("sha256:".length));
+  const file = await parkedAt(join(root, "dead/parked"), "old");
   const before = new Date(Date.now() - 2 * hour);
   await utimes(file, before, before);
   const own = await open("own");

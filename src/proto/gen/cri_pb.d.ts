@@ -86,9 +86,30 @@ export declare type AuthConfig = Message<"runtime.v1.AuthConfig"> & {
 export declare const AuthConfigSchema: GenMessage<AuthConfig>;
 
 /**
+ * @generated from message runtime.v1.PodSandboxMetadata
+ */
+export declare type PodSandboxMetadata = Message<"runtime.v1.PodSandboxMetadata"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message runtime.v1.PodSandboxMetadata.
+ * Use `create(PodSandboxMetadataSchema)` to create a new message.
+ */
+export declare const PodSandboxMetadataSchema: GenMessage<PodSandboxMetadata>;
+
+/**
  * @generated from message runtime.v1.PodSandboxConfig
  */
 export declare type PodSandboxConfig = Message<"runtime.v1.PodSandboxConfig"> & {
+  /**
+   * @generated from field: runtime.v1.PodSandboxMetadata metadata = 1;
+   */
+  metadata?: PodSandboxMetadata | undefined;
+
   /**
    * @generated from field: map<string, string> annotations = 7;
    */

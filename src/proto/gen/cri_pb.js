@@ -11,7 +11,7 @@ import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
  * Describes the file cri.proto.
  */
 export const file_cri = /*@__PURE__*/
-  fileDesc("CgljcmkucHJvdG8SCnJ1bnRpbWUudjEiwgEKCUltYWdlU3BlYxINCgVpbWFnZRgBIAEoCRI7Cgthbm5vdGF0aW9ucxgCIAMoCzImLnJ1bnRpbWUudjEuSW1hZ2VTcGVjLkFubm90YXRpb25zRW50cnkSHAoUdXNlcl9zcGVjaWZpZWRfaW1hZ2UYEiABKAkSFwoPcnVudGltZV9oYW5kbGVyGBMgASgJGjIKEEFubm90YXRpb25zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKGAQoKQXV0aENvbmZpZxIQCgh1c2VybmFtZRgBIAEoCRIQCghwYXNzd29yZBgCIAEoCRIMCgRhdXRoGAMgASgJEhYKDnNlcnZlcl9hZGRyZXNzGAQgASgJEhYKDmlkZW50aXR5X3Rva2VuGAUgASgJEhYKDnJlZ2lzdHJ5X3Rva2VuGAYgASgJIooBChBQb2RTYW5kYm94Q29uZmlnEkIKC2Fubm90YXRpb25zGAcgAygLMi0ucnVudGltZS52MS5Qb2RTYW5kYm94Q29uZmlnLkFubm90YXRpb25zRW50cnkaMgoQQW5ub3RhdGlvbnNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIpQBChBQdWxsSW1hZ2VSZXF1ZXN0EiQKBWltYWdlGAEgASgLMhUucnVudGltZS52MS5JbWFnZVNwZWMSJAoEYXV0aBgCIAEoCzIWLnJ1bnRpbWUudjEuQXV0aENvbmZpZxI0Cg5zYW5kYm94X2NvbmZpZxgDIAEoCzIcLnJ1bnRpbWUudjEuUG9kU2FuZGJveENvbmZpZyImChFQdWxsSW1hZ2VSZXNwb25zZRIRCglpbWFnZV9yZWYYASABKAkiPAoFSW1hZ2USCgoCaWQYASABKAkSEQoJcmVwb190YWdzGAIgAygJEhQKDHJlcG9fZGlnZXN0cxgDIAMoCSI6ChJJbWFnZVN0YXR1c1JlcXVlc3QSJAoFaW1hZ2UYASABKAsyFS5ydW50aW1lLnYxLkltYWdlU3BlYyI3ChNJbWFnZVN0YXR1c1Jlc3BvbnNlEiAKBWltYWdlGAEgASgLMhEucnVudGltZS52MS5JbWFnZSIgCg1TdGF0dXNSZXF1ZXN0Eg8KB3ZlcmJvc2UYASABKAgicQoOU3RhdHVzUmVzcG9uc2USMgoEaW5mbxgCIAMoCzIkLnJ1bnRpbWUudjEuU3RhdHVzUmVzcG9uc2UuSW5mb0VudHJ5GisKCUluZm9FbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBYgZwcm90bzM");
+  fileDesc("CgljcmkucHJvdG8SCnJ1bnRpbWUudjEiwgEKCUltYWdlU3BlYxINCgVpbWFnZRgBIAEoCRI7Cgthbm5vdGF0aW9ucxgCIAMoCzImLnJ1bnRpbWUudjEuSW1hZ2VTcGVjLkFubm90YXRpb25zRW50cnkSHAoUdXNlcl9zcGVjaWZpZWRfaW1hZ2UYEiABKAkSFwoPcnVudGltZV9oYW5kbGVyGBMgASgJGjIKEEFubm90YXRpb25zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKGAQoKQXV0aENvbmZpZxIQCgh1c2VybmFtZRgBIAEoCRIQCghwYXNzd29yZBgCIAEoCRIMCgRhdXRoGAMgASgJEhYKDnNlcnZlcl9hZGRyZXNzGAQgASgJEhYKDmlkZW50aXR5X3Rva2VuGAUgASgJEhYKDnJlZ2lzdHJ5X3Rva2VuGAYgASgJIiIKElBvZFNhbmRib3hNZXRhZGF0YRIMCgRuYW1lGAEgASgJIrwBChBQb2RTYW5kYm94Q29uZmlnEjAKCG1ldGFkYXRhGAEgASgLMh4ucnVudGltZS52MS5Qb2RTYW5kYm94TWV0YWRhdGESQgoLYW5ub3RhdGlvbnMYByADKAsyLS5ydW50aW1lLnYxLlBvZFNhbmRib3hDb25maWcuQW5ub3RhdGlvbnNFbnRyeRoyChBBbm5vdGF0aW9uc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEilAEKEFB1bGxJbWFnZVJlcXVlc3QSJAoFaW1hZ2UYASABKAsyFS5ydW50aW1lLnYxLkltYWdlU3BlYxIkCgRhdXRoGAIgASgLMhYucnVudGltZS52MS5BdXRoQ29uZmlnEjQKDnNhbmRib3hfY29uZmlnGAMgASgLMhwucnVudGltZS52MS5Qb2RTYW5kYm94Q29uZmlnIiYKEVB1bGxJbWFnZVJlc3BvbnNlEhEKCWltYWdlX3JlZhgBIAEoCSI8CgVJbWFnZRIKCgJpZBgBIAEoCRIRCglyZXBvX3RhZ3MYAiADKAkSFAoMcmVwb19kaWdlc3RzGAMgAygJIjoKEkltYWdlU3RhdHVzUmVxdWVzdBIkCgVpbWFnZRgBIAEoCzIVLnJ1bnRpbWUudjEuSW1hZ2VTcGVjIjcKE0ltYWdlU3RhdHVzUmVzcG9uc2USIAoFaW1hZ2UYASABKAsyES5ydW50aW1lLnYxLkltYWdlIiAKDVN0YXR1c1JlcXVlc3QSDwoHdmVyYm9zZRgBIAEoCCJxCg5TdGF0dXNSZXNwb25zZRIyCgRpbmZvGAIgAygLMiQucnVudGltZS52MS5TdGF0dXNSZXNwb25zZS5JbmZvRW50cnkaKwoJSW5mb0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFiBnByb3RvMw");
 
 /**
  * Describes the message runtime.v1.ImageSpec.
@@ -28,58 +28,65 @@ export const AuthConfigSchema = /*@__PURE__*/
   messageDesc(file_cri, 1);
 
 /**
+ * Describes the message runtime.v1.PodSandboxMetadata.
+ * Use `create(PodSandboxMetadataSchema)` to create a new message.
+ */
+export const PodSandboxMetadataSchema = /*@__PURE__*/
+  messageDesc(file_cri, 2);
+
+/**
  * Describes the message runtime.v1.PodSandboxConfig.
  * Use `create(PodSandboxConfigSchema)` to create a new message.
  */
 export const PodSandboxConfigSchema = /*@__PURE__*/
-  messageDesc(file_cri, 2);
+  messageDesc(file_cri, 3);
 
 /**
  * Describes the message runtime.v1.PullImageRequest.
  * Use `create(PullImageRequestSchema)` to create a new message.
  */
 export const PullImageRequestSchema = /*@__PURE__*/
-  messageDesc(file_cri, 3);
+  messageDesc(file_cri, 4);
 
 /**
  * Describes the message runtime.v1.PullImageResponse.
  * Use `create(PullImageResponseSchema)` to create a new message.
  */
 export const PullImageResponseSchema = /*@__PURE__*/
-  messageDesc(file_cri, 4);
+  messageDesc(file_cri, 5);
 
 /**
  * Describes the message runtime.v1.Image.
  * Use `create(ImageSchema)` to create a new message.
  */
 export const ImageSchema = /*@__PURE__*/
-  messageDesc(file_cri, 5);
+  messageDesc(file_cri, 6);
 
 /**
  * Describes the message runtime.v1.ImageStatusRequest.
  * Use `create(ImageStatusRequestSchema)` to create a new message.
  */
 export const ImageStatusRequestSchema = /*@__PURE__*/
-  messageDesc(file_cri, 6);
+  messageDesc(file_cri, 7);
 
 /**
  * Describes the message runtime.v1.ImageStatusResponse.
  * Use `create(ImageStatusResponseSchema)` to create a new message.
  */
 export const ImageStatusResponseSchema = /*@__PURE__*/
-  messageDesc(file_cri, 7);
+  messageDesc(file_cri, 8);
 
 /**
  * Describes the message runtime.v1.StatusRequest.
  * Use `create(StatusRequestSchema)` to create a new message.
  */
 export const StatusRequestSchema = /*@__PURE__*/
-  messageDesc(file_cri, 8);
+  messageDesc(file_cri, 9);
 
 /**
  * Describes the message runtime.v1.StatusResponse.
  * Use `create(StatusResponseSchema)` to create a new message.
  */
 export const StatusResponseSchema = /*@__PURE__*/
-  messageDesc(file_cri, 9);
+  messageDesc(file_cri, 10);
 
