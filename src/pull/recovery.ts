@@ -12,7 +12,7 @@ import { PullError, throwIfAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Digest } from "../oci/digest.ts";
 import { type Instance, instanceLabel } from "./instance.ts";
-import type { PendingAdoption } from "./spoolfile.ts";
+import { type PendingAdoption, remove } from "./spoolfile.ts";
 import type { Spools } from "./spools.ts";
 
 export interface RecoveryOptions {
@@ -110,7 +110,7 @@ export class Recovery {
   /** Throws the last failure that may be over soon; what it stands for stays pending. */
   async #adoptAll(signal: AbortSignal): Promise<void> {
     if (this.#pending.length === 0) return;
-    const { containerd, instance, spools } = this.#options;
+    const { containerd, instance } = this.#options;
     let failure: PullError | undefined;
     await using lease = await containerd.lease({ [instanceLabel]: instance.id });
     for (const one of this.#pending) {
@@ -118,7 +118,7 @@ export class Recovery {
       const left = await this.#adopt(one, lease, signal);
       failure = left ?? failure;
       if (left) continue;
-      await spools.removeDeferred(one);
+      await remove(one);
       this.#pending = this.#pending.filter((other) => other !== one);
     }
     if (failure) throw failure;

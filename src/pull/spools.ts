@@ -228,11 +228,6 @@ export class Spools implements AsyncDisposable {
     return taken;
   }
 
-  /** Removes a deferred spool that was adopted, or never will be. */
-  async removeDeferred({ file }: PendingAdoption): Promise<void> {
-    await remove({ file });
-  }
-
   report(): void {
     this.#options.changed({ live: this.#quota.reservedBytes, parked: this.#parkedBytes() });
   }
