@@ -5,6 +5,7 @@
 // which are started when they are needed and never serve anybody else. A worker is never terminated in the middle of a
 // layer: it is asked through shared memory to stop, and does so between two entries.
 
+import { once } from "node:events";
 import { Piscina } from "piscina";
 import { Demand } from "../demand.ts";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
@@ -16,6 +17,7 @@ import {
   type Failed,
   type Idling,
   idlingCells,
+  type Loaded,
   makeIdling,
   type Outcome,
   type Part,
@@ -39,11 +41,15 @@ const twoLanesBytesMin = 1024 * 1024;
 const ringsKeptMs = 30_000;
 /** Workers of layers that nobody waits for, after the last of these. */
 const idleWorkersKeptMs = 30_000;
+/** How long a worker that does not come to be loaded is waited for in the end. */
+const loadMsMax = 5_000;
 
 /** Layers at once, and the workers for them. */
 interface Crew {
   readonly slots: Slots;
   readonly pool: Piscina<Task, Outcome>;
+  /** Threads that are loaded to their end. */
+  readonly loaded: ReadonlySet<number>;
 }
 
 /** Throws `unsupported` when the native engine is asked for and its addon cannot be loaded. */
@@ -121,7 +127,7 @@ class WorkerEngine implements LayerEngine {
     this.#isClosed = true;
     // The pool would wait for so long only, and then end its workers in the middle of a layer.
     await Promise.allSettled(this.#running);
-    await Promise.all([this.#crew.pool.close(), this.#idleCrew?.pool.close()]);
+    await Promise.all([this.#crew, ...(this.#idleCrew ? [this.#idleCrew] : [])].map(dismiss));
     // Set by the last of the layers that were waited for.
     clearTimeout(this.#idle);
   }
@@ -190,7 +196,17 @@ function makeCrew({ engine, threads, workerFile }: EngineOptions, isKept: boolea
     idleTimeout: isKept ? 0 : idleWorkersKeptMs,
     concurrentTasksPerWorker: 1,
   });
-  return { slots: new Slots(threads), pool };
+  const loaded = new Set<number>();
+  pool.on("message", (message: Loaded) => void loaded.add(message.loaded));
+  return { slots: new Slots(threads), pool, loaded };
+}
+
+/** Node dies of a thread that is ended while it still loads a module by require(): assertions of its ModuleWrap fail. */
+async function dismiss({ pool, loaded }: Crew): Promise<void> {
+  const patience = AbortSignal.timeout(loadMsMax);
+  const isLoading = (): boolean => pool.threads.some(({ threadId }) => threadId > 0 && !loaded.has(threadId));
+  while (isLoading() && !patience.aborted) await once(pool, "message", { signal: patience }).catch(() => {});
+  await pool.close();
 }
 
 /** Somebody waits for the layer: its workers, where they have begun, take their share of the cores from now on. */

@@ -10,6 +10,11 @@ export type Part =
   | { readonly kind: "native" | "portable" }
   | { readonly kind: "inflate" | "apply"; readonly ring: Ring };
 
+/** What a worker says once, by its thread's number, behind all that loading it does. */
+export interface Loaded {
+  readonly loaded: number;
+}
+
 export interface Task {
   readonly part: Part;
   readonly job: LayerJob;

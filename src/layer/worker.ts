@@ -1,13 +1,17 @@
 // What runs in a worker thread: one layer a task, or one lane of it, from its spool into its staging directory.
 
 import { setPriority } from "node:os";
+import { parentPort, threadId } from "node:worker_threads";
 import { PullError } from "../errors.ts";
 import { loadNative } from "../native.ts";
-import { type Idling, idlingCells, type Outcome, type Task } from "./task.ts";
+import { type Idling, idlingCells, type Loaded, type Outcome, type Task } from "./task.ts";
 import { applyLayer, inflateLayer, unpackNative } from "./unpack.ts";
 
 /** Below the main thread, which answers kubelet: Linux applies a nice value to the calling thread alone. */
 const niceness = 5;
+
+// Behind require(), which loads this; no later, since the thread then sleeps until there is a task.
+queueMicrotask(() => parentPort?.postMessage({ loaded: threadId } satisfies Loaded, []));
 
 const native = loadNative();
 if (native.kind === "loaded") native.binding.ownUmask();
