@@ -101,6 +101,7 @@ class NodeDaemon implements Daemon {
           fallback: config.fallback.enabled,
           ineligible: (request) => this.#ineligible(request),
           pull: async (...wanted) => await this.#pull(...wanted),
+          delegating: () => this.#works?.present?.puller.giveWay() ?? { [Symbol.dispose]: () => {} },
           unresolved: (name) => (this.#works?.present?.wording ?? wordingOf("")).unresolved(name),
           started: () => this.#count(1),
           done: (outcome) => this.#report(outcome),

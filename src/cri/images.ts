@@ -38,6 +38,8 @@ export interface PullHandlerOptions {
     isAwaited: boolean,
     signal: AbortSignal,
   ) => Promise<Pulled>;
+  /** Called when a pull that somebody waits for is left to containerd; disposed of when containerd has answered. */
+  readonly delegating: () => Disposable;
   /** How containerd begins to say that a name cannot be resolved. */
   readonly unresolved: (name: string) => string;
   /** `fallback.enabled`: failures of ours are delegated, not returned. */
@@ -76,6 +78,7 @@ class Attempt {
   readonly #signal: AbortSignal;
   readonly #began = performance.now();
   #reference = "";
+  #isAwaited = true;
   #delegation: Delegation | undefined;
   #records: PullOutcome["records"];
 
@@ -104,6 +107,7 @@ class Attempt {
     if (request === undefined)
       return await this.#delegate({ reason: "undecodable", detail: "not a PullImageRequest" });
     this.#reference = request.image?.image ?? "";
+    this.#isAwaited = !isExpected(request);
     const ineligible = this.#options.ineligible(request);
     if (ineligible) return await this.#delegate(ineligible);
     await using pulled = await this.#pull(request);
@@ -124,8 +128,8 @@ class Attempt {
   /** Whatever goes wrong here, containerd can still be asked. */
   async #pull(request: PullImageRequest): Promise<Pulled> {
     try {
-      const isAwaited = !isExpected(request);
-      return await this.#options.pull(this.#reference, credentials(request.auth), isAwaited, this.#signal);
+      const shown = credentials(request.auth);
+      return await this.#options.pull(this.#reference, shown, this.#isAwaited, this.#signal);
     } catch (error) {
       return { failure: PullError.from(error), [Symbol.asyncDispose]: async () => {} };
     }
@@ -143,6 +147,7 @@ class Attempt {
 
   async #delegate(delegation: Delegation): Promise<Answer> {
     this.#delegation = delegation;
+    using _delegating = this.#isAwaited ? this.#options.delegating() : undefined;
     return await this.#ask();
   }
 

@@ -136,6 +136,8 @@ export interface Puller {
   ): Promise<Pulled>;
   /** The same for an image that is given, which is then listed whatever its name has stood for. */
   load(reference: string, site: Site, given: Given, signal: AbortSignal): Promise<Pulled>;
+  /** What is made ahead of need keeps back until this is disposed of, for a pull that somebody waits for and others make. */
+  giveWay(): Disposable;
   /** Waits until every result was given back and what follows that has ended. */
   settle(): Promise<void>;
 }
@@ -219,6 +221,10 @@ class NodePuller implements Puller {
         release();
       },
     };
+  }
+
+  giveWay(): Disposable {
+    return this.#work.asking(new Demand(true));
   }
 
   async settle(): Promise<void> {

@@ -77,3 +77,31 @@ export class Sharing<Value extends AsyncDisposable> {
     if (this.#runs.get(key) === run) this.#runs.delete(key);
   }
 }
+
+/**
+ * A share of what others have begun under conditions of their own, such as other credentials: if that fails it is joined
+ * or begun anew, once.
+ */
+export function orAnew<Value>(join: () => Share<Value>): Share<Value> {
+  const first = join();
+  let share = first;
+  let isHeld = true;
+  const again = async (error: unknown): Promise<Value> => {
+    if (!isHeld) throw error;
+    share = join();
+    return await share.result;
+  };
+  const result = first.result.catch(again);
+  // Whoever has let go of it does not look.
+  result.catch(() => {});
+  return {
+    result,
+    isShared: () => share.isShared(),
+    retire: () => share.retire(),
+    [Symbol.asyncDispose]: async () => {
+      isHeld = false;
+      await first[Symbol.asyncDispose]();
+      if (share !== first) await share[Symbol.asyncDispose]();
+    },
+  };
+}

@@ -15,7 +15,7 @@ import { type Limit, type Permit, Permits } from "./permits.ts";
 import type { PlannedLayer } from "./plan.ts";
 import { Precedence } from "./precedence.ts";
 import type { PullEvents, PullLimits } from "./pull.ts";
-import { type Share, Sharing } from "./sharing.ts";
+import { orAnew, type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import type { Room } from "./space.ts";
 import { Tuning } from "./tuning.ts";
@@ -90,15 +90,18 @@ export class Work {
   /** Joins or starts the work that ends in this layer's committed snapshot. */
   layer(request: LayerRequest): Share<Layer> {
     const { chainID } = request.layer;
+    const isOthers = request.demand.isAwaited && this.#demands.get(chainID)?.isAwaited === false;
     this.#join(chainID, request.demand);
-    return this.#layers.join(chainID, async (signal) => {
-      const demand = this.#begin(chainID, request.demand);
-      try {
-        return await this.#makeLayer(request, demand, signal);
-      } finally {
-        this.#end(chainID, demand);
-      }
-    });
+    const join = (): Share<Layer> =>
+      this.#layers.join(chainID, async (signal) => {
+        const demand = this.#begin(chainID, request.demand);
+        try {
+          return await this.#makeLayer(request, demand, signal);
+        } finally {
+          this.#end(chainID, demand);
+        }
+      });
+    return isOthers ? orAnew(join) : join();
   }
 
   #layerOptions(request: LayerRequest, demand: Demand): LayerOptions {

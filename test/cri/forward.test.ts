@@ -45,6 +45,7 @@ beforeEach(async () => {
   });
   const forward = containerd.forward.bind(containerd);
   const pull = createPullHandler({
+    delegating: () => ({ [Symbol.dispose]: () => {} }),
     forward,
     fallback: true,
     ineligible: () => pulls.ineligible?.({} as never),

@@ -61,6 +61,7 @@ async function serve(options: Partial<PullHandlerOptions>): Promise<void> {
     forward,
     ineligible: () => undefined,
     pull: async () => result(undefined),
+    delegating: () => ({ [Symbol.dispose]: () => {} }),
     fallback: true,
     started: () => {},
     done: (outcome) => outcomes.push(outcome),
@@ -240,4 +241,20 @@ test("only kruise-daemon's own mark says that nobody waits for a pull: a pod's a
   for (const sandbox of sandboxes) await pullImage(v1, { bytes: message([1, image], [3, sandbox]) }).answer;
   await pullImage(v1, { bytes: message([1, image]) }).answer;
   expect(told).toEqual([false, true, true, true]);
+});
+
+test("whoever fetches ahead of need knows how long containerd is at a pull that is left to it", async () => {
+  const told: string[] = [];
+  await serve({
+    ineligible: () => {
+      told.push("asked");
+      return { reason: "excluded", detail: "by configuration" };
+    },
+    delegating: () => {
+      told.push(`begun with ${delegated.length} delegated`);
+      return { [Symbol.dispose]: () => void told.push(`over with ${delegated.length} delegated`) };
+    },
+  });
+  await pullImage().answer;
+  expect(told).toEqual(["asked", "begun with 0 delegated", "over with 1 delegated"]);
 });

@@ -36,6 +36,7 @@ beforeEach(async () => {
   });
   const forward = containerd.forward.bind(containerd);
   const pull = createPullHandler({
+    delegating: () => ({ [Symbol.dispose]: () => {} }),
     forward,
     fallback: true,
     ineligible: () => ({ reason: "test", detail: "" }),

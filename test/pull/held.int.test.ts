@@ -17,6 +17,7 @@ const { signal } = new AbortController();
 async function pullImage(rig: Rig, { reference }: Pullable): Promise<PullOutcome> {
   const outcomes: PullOutcome[] = [];
   const handler = createPullHandler({
+    delegating: () => ({ [Symbol.dispose]: () => {} }),
     forward: rig.containerd.forward.bind(rig.containerd),
     ineligible: () => undefined,
     pull: async () => await rig.puller.pull(reference, rig.site, undefined, signal),

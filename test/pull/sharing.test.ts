@@ -1,7 +1,7 @@
 // Sharing: one run for all who ask, aborted only when nobody is left, and forgotten as soon as it failed.
 
 import { expect, test } from "vitest";
-import { Sharing } from "../../src/pull/sharing.ts";
+import { orAnew, Sharing } from "../../src/pull/sharing.ts";
 
 class Thing implements AsyncDisposable {
   disposals = 0;
@@ -91,4 +91,54 @@ test("a failed run is forgotten at once", async () => {
   expect(await b.result).toBeInstanceOf(Thing);
   await a[Symbol.asyncDispose]();
   expect((await b.result).disposals).toBe(0);
+});
+
+test("what others have begun is begun anew once it has failed, once, and both shares are given back", async () => {
+  const sharing = new Sharing<Thing>();
+  const failed = gate();
+  let runs = 0;
+  const theirs = sharing.join("x", async () => {
+    await failed.opened;
+    throw new Error("their credentials");
+  });
+  const start = async (): Promise<Thing> => {
+    runs += 1;
+    return new Thing();
+  };
+  const share = orAnew(() => sharing.join("x", start));
+  failed.open();
+  const thing = await share.result;
+  await expect(theirs.result).rejects.toThrow("their credentials");
+  expect(runs).toBe(1);
+  expect(sharing.has("x")).toBe(true);
+  await share[Symbol.asyncDispose]();
+  expect(thing.disposals).toBe(1);
+  expect(sharing.size).toBe(0);
+
+  const wrong = orAnew(() =>
+    sharing.join("x", async () => {
+      runs += 1;
+      throw new Error("ours as well");
+    }),
+  );
+  await expect(wrong.result).rejects.toThrow("ours as well");
+  expect(runs).toBe(3);
+});
+
+test("what was let go of is not begun anew", async () => {
+  const sharing = new Sharing<Thing>();
+  let runs = 0;
+  const share = orAnew(() =>
+    sharing.join("x", async (signal) => {
+      runs += 1;
+      await new Promise((_resolve, reject) => {
+        signal.addEventListener("abort", () => reject(new Error("aborted")));
+      });
+      return new Thing();
+    }),
+  );
+  await share[Symbol.asyncDispose]();
+  await expect(share.result).rejects.toThrow("aborted");
+  expect(runs).toBe(1);
+  expect(sharing.size).toBe(0);
 });

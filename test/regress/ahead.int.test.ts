@@ -104,3 +104,21 @@ test("an image that is turned away for want of free space takes nobody's parked 
   expect(rig.site.spools.isParked(digest)).toBe(true);
   paused.open();
 });
+
+test("a pull that containerd makes by itself: what is fetched ahead of need keeps back for that as well", async () => {
+  await using rig = await Rig.open();
+  const warm = rig.registry.put("warm/behind:v1", [layerOf(50_000)]);
+  const [layer] = warm.layers;
+  const paused = gate();
+  rig.registry.behave = ({ path }) =>
+    path.endsWith(layer?.digest ?? "none") ? { after: 5000, afterwards: paused.opened } : undefined;
+  const ahead = pullAhead(rig, warm, new AbortController().signal);
+  await untilOpen(rig, 1);
+  const way = rig.puller.giveWay();
+  await eventually(async () => expect(rig.registry.openBlobs).toBe(0), "an end of the request");
+  way[Symbol.dispose]();
+  await untilOpen(rig, 1);
+  paused.open();
+  await using pulled = await ahead;
+  expect(pulled.failure).toBeUndefined();
+});
