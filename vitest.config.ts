@@ -26,8 +26,8 @@ export default defineConfig({
           exclude: beyond,
           pool: "forks",
           setupFiles: ["test/gate.ts"],
-          // Of two cores a third file takes what the others leave, who wait for servers of their own to start and end.
-          maxWorkers: 3,
+          // Two cores, and each file starts servers of its own: a third at a time made a run no shorter.
+          maxWorkers: 2,
           sequence: { groupOrder: 1 },
           testTimeout: 120_000,
           hookTimeout: 120_000,
