@@ -92,7 +92,7 @@ export class Work {
     const { chainID } = request.layer;
     const isOthers = request.demand.isAwaited && this.#demands.get(chainID)?.isAwaited === false;
     this.#join(chainID, request.demand);
-    const join = (): Share<Layer> =>
+    const share = (): Share<Layer> =>
       this.#layers.join(chainID, async (signal) => {
         const demand = this.#begin(chainID, request.demand);
         try {
@@ -101,7 +101,7 @@ export class Work {
           this.#end(chainID, demand);
         }
       });
-    return isOthers ? orAnew(join) : join();
+    return isOthers ? orAnew(share) : share();
   }
 
   #layerOptions(request: LayerRequest, demand: Demand): LayerOptions {
