@@ -37,20 +37,15 @@ export class ArchiveRepository implements Repository {
     signal: AbortSignal,
   ): Promise<void> {
     const place = this.#mustFind(descriptor);
-    while (spool.watermark < descriptor.size) await this.#copy(place, spool, permits, signal);
-    spool.complete();
-  }
-
-  /** As far as it goes: a copy that nobody waits for makes way like a request that nobody waits for. */
-  async #copy(place: Place, spool: Spool, permits: RequestPermits, signal: AbortSignal): Promise<void> {
-    using permit = await permits.acquire("archive", signal);
+    // Counted like a request, of a host that there cannot be.
+    using _permit = await permits.acquire("archive", signal);
     let at = spool.watermark;
     for await (const piece of this.#files.pieces(place, at)) {
       throwIfAborted(signal);
       spool.write(at, piece);
       at += piece.length;
-      if (permit.yielding?.revoked.aborted) return;
     }
+    spool.complete();
   }
 
   #mustFind({ digest, size }: Descriptor): Place {

@@ -84,13 +84,13 @@ function tell(outcome: Loaded, isJson: boolean, { stdout, stderr }: Context): vo
         : { name, id: outcome.id, seconds: Number(outcome.seconds.toFixed(3)) };
     stdout(`${JSON.stringify(fields)}\n`);
   } else if ("failure" in outcome) {
-    stderr(plainLine(`hawser: cannot load ${outcome.name}: ${explainLine(outcome.failure)}`));
+    stderr(plainLine(`hawser: cannot load ${outcome.name}: ${explain(outcome.failure)}`));
   } else {
     stdout(`${outcome.name}  ${outcome.id}  ${outcome.seconds.toFixed(2)} s\n`);
   }
 }
 
-function explainLine({ code, message }: PullError): string {
+function explain({ code, message }: PullError): string {
   if (code !== "unsupported") return message;
   return `${message.replace("left to containerd: ", "")} ("ctr -n k8s.io images import" may know how)`;
 }

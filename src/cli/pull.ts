@@ -38,14 +38,14 @@ Options:
       return 0;
     } catch (error) {
       if (error instanceof UsageError) throw error;
-      const why = context.interrupted.aborted ? "interrupted" : explainLine(error as ServiceError);
+      const why = context.interrupted.aborted ? "interrupted" : explain(error as ServiceError);
       context.stderr(plainLine(`hawser: cannot pull ${reference} through ${socket}: ${why}`));
       return 1;
     }
   },
 };
 
-function explainLine({ code, details, message }: ServiceError): string {
+function explain({ code, details, message }: ServiceError): string {
   const absent = /^No connection established\. Last error: (?:Error: )?(.*?)\. Resolution note: *$/s.exec(
     details,
   );
