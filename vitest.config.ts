@@ -26,8 +26,8 @@ export default defineConfig({
           exclude: beyond,
           pool: "forks",
           setupFiles: ["test/gate.ts"],
-          // Two cores, and each file starts servers of its own: a third at a time made a run no shorter.
-          maxWorkers: 2,
+          // Each file starts servers of its own and waits for them: of two cores a third file takes what two leave.
+          maxWorkers: 3,
           sequence: { groupOrder: 1 },
           testTimeout: 120_000,
           hookTimeout: 120_000,
