@@ -128,7 +128,7 @@ export class Works {
   }
 }
 
-/** Throws `unavailable` when there is none. */
+/** See {@link createEngine}: throws `unsupported` when there is none. */
 export function makeEngine(config: Config): LayerEngine {
   return createEngine({
     engine: config.unpack.engine === "portable" ? "portable" : "native",

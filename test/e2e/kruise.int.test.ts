@@ -91,6 +91,14 @@ function requestsFor({ layers }: ReturnType<typeof makeImage>): number {
   return layers.reduce((sum, { digest }) => sum + registry.rangesOf(digest).length, 0);
 }
 
+/** Its layer comes to a halt after some bytes, until the gate is opened. */
+function stall({ layers: [layer] }: ReturnType<typeof makeImage>) {
+  const held = gate();
+  registry.behave = ({ path }) =>
+    path.endsWith(layer?.digest ?? "none") ? { after: 20, afterwards: held.opened } : undefined;
+  return held;
+}
+
 describe.each(minors)("on containerd %s", (minor) => {
   test("our socket is a runtime's, secrets are tried in turn, and what it has pulled is there for kubelet", async () => {
     await using containerd = await PrivateContainerd.start({ release: containerdRelease(minor) });
@@ -134,10 +142,7 @@ test("its pulls make way for one that a pod waits for, go on behind that, and en
   await using hawser = await PrivateHawser.start({ containerd: containerd.address, config });
   const kruise = new Kruise(hawser.cri);
   const [job, pod] = [makeImage("kruise/job"), makeImage("kruise/pod")];
-  const [layer] = job.layers;
-  const held = gate();
-  registry.behave = ({ path }) =>
-    path.endsWith(layer?.digest ?? "none") ? { after: 20, afterwards: held.opened } : undefined;
+  const held = stall(job);
   try {
     const pulled = kruise.pull(job.repository, "v1", []);
     await eventually(async () => expect(requestsFor(job)).toBe(1), "a request for the job's layer");
@@ -149,10 +154,7 @@ test("its pulls make way for one that a pod waits for, go on behind that, and en
     expect(await hawser.metrics()).toContain('hawser_pulls_total{result="ok",path="accelerated"} 2');
 
     const late = makeImage("kruise/late");
-    const never = gate();
-    const [lateLayer] = late.layers;
-    registry.behave = ({ path }) =>
-      path.endsWith(lateLayer?.digest ?? "none") ? { after: 20, afterwards: never.opened } : undefined;
+    const never = stall(late);
     const abort = new AbortController();
     const over = kruise.pull(late.repository, "v1", [], abort.signal).catch((error: ServiceError) => error);
     await eventually(async () => expect(requestsFor(late)).toBe(1), "a request for the layer");
@@ -171,10 +173,7 @@ test("a pod that comes to want what it is pulling has it as if the pod had asked
   await using hawser = await PrivateHawser.start({ containerd: containerd.address });
   const kruise = new Kruise(hawser.cri);
   const [job, other] = [makeImage("kruise/joined"), makeImage("kruise/beside")];
-  const [layer] = job.layers;
-  const held = gate();
-  registry.behave = ({ path }) =>
-    path.endsWith(layer?.digest ?? "none") ? { after: 20, afterwards: held.opened } : undefined;
+  const held = stall(job);
   try {
     const pulled = kruise.pull(job.repository, "v1", []);
     await eventually(async () => expect(requestsFor(job)).toBe(1), "a request for the job's layer");

@@ -44,23 +44,41 @@ interface Ended {
   readonly err: string;
 }
 
-/** Runs "hawser load"; what there is of input goes in by a pipe. */
+/** Starts "hawser load". */
+function begin(containerd: Pick<PrivateContainerd, "root" | "address">, args: readonly string[], more = "") {
+  const config = join(folder, `load-${randomBytes(4).toString("hex")}.toml`);
+  const { root, address } = containerd;
+  writeFileSync(config, `[containerd]\naddress = "${address}"\nconfig_file = "${root}/config.toml"\n${more}`);
+  const child = spawn(process.execPath, [program, "load", "--config", config, ...args]);
+  const exit = new Promise<number | null>((resolve) => {
+    child.once("exit", resolve);
+  });
+  const ended = async (): Promise<Ended> => {
+    const [code, out, err] = await Promise.all([exit, text(child.stdout), text(child.stderr)]);
+    return { code, out, err };
+  };
+  return { child, ended: ended() };
+}
+
+/** Runs it to its end; what there is of input goes in by a pipe. */
 async function load(
   containerd: PrivateContainerd,
   args: readonly string[],
-  input?: Readable,
+  input: Readable = Readable.from([]),
   more = "",
 ): Promise<Ended> {
-  const config = join(containerd.root, "load.toml");
-  const text_ = `[containerd]\naddress = "${containerd.address}"\nconfig_file = "${containerd.root}/config.toml"\n${more}`;
-  writeFileSync(config, text_);
-  const child = spawn(process.execPath, [program, "load", "--config", config, ...args]);
-  (input ?? Readable.from([])).pipe(child.stdin);
-  const ended = new Promise<number | null>((resolve) => {
-    child.once("exit", resolve);
-  });
-  const [code, out, err] = await Promise.all([ended, text(child.stdout), text(child.stderr)]);
-  return { code, out, err };
+  const { child, ended } = begin(containerd, args, more);
+  input.pipe(child.stdin);
+  return await ended;
+}
+
+/** Until it has a file of its own, which what comes through a pipe goes into. */
+async function untilReading(pid: number | undefined): Promise<void> {
+  const descriptors = `/proc/${pid}/fd`;
+  await eventually(async () => {
+    const open = readdirSync(descriptors).map((name) => readlinkSync(join(descriptors, name)));
+    expect(open.some((path) => path.endsWith("/archive (deleted)"))).toBe(true);
+  }, "the reading of the archive");
 }
 
 function write(name: string, bytes: Buffer): string {
@@ -361,17 +379,7 @@ describe("an archive", () => {
       "large.tar",
       dockerArchive([{ layers: [large], tags: ["registry.example.com/large:1"] }]),
     );
-    const config = join(containerd.root, "large.toml");
-    const more = '[prewarm]\nmin_free_disk = "1MiB"\n';
-    writeFileSync(
-      config,
-      `[containerd]\naddress = "${containerd.address}"\nconfig_file = "${containerd.root}/config.toml"\n${more}`,
-    );
-    const child = spawn(process.execPath, [program, "load", "--config", config, archive]);
-    const ended = new Promise<number | null>((resolve) => {
-      child.once("exit", resolve);
-    });
-    const told = text(child.stderr);
+    const { child, ended } = begin(containerd, [archive], '[prewarm]\nmin_free_disk = "1MiB"\n');
     const spools = join(containerd.root, "root/io.hawser/spool");
     await eventually(async () => {
       const sizes = readdirSync(spools, { recursive: true, encoding: "utf8" }).map(
@@ -380,8 +388,9 @@ describe("an archive", () => {
       expect(Math.max(...sizes)).toBeGreaterThan(10_000_000);
     }, "bytes in the spool");
     child.kill("SIGINT");
-    expect(await ended).toBe(1);
-    expect(await told).toMatch(/^hawser: .*large\.tar: interrupted\n$/);
+    const { code, err } = await ended;
+    expect(code).toBe(1);
+    expect(err).toMatch(/^hawser: .*large\.tar: interrupted\n$/);
     expect(readdirSync(spools)).toEqual([]);
     await settled(containerd);
   });
@@ -389,22 +398,10 @@ describe("an archive", () => {
   test("that is a pipe whose other end nobody opens is let go of as well", async () => {
     const pipe = join(folder, "pipe");
     spawnSync("mkfifo", [pipe]);
-    const config = join(containerd.root, "pipe.toml");
-    writeFileSync(
-      config,
-      `[containerd]\naddress = "${containerd.address}"\nconfig_file = "${containerd.root}/config.toml"\n`,
-    );
-    const child = spawn(process.execPath, [program, "load", "--config", config, pipe]);
-    const ended = new Promise<number | null>((resolve) => {
-      child.once("exit", resolve);
-    });
-    const descriptors = `/proc/${child.pid}/fd`;
-    await eventually(async () => {
-      const open = readdirSync(descriptors).map((name) => readlinkSync(join(descriptors, name)));
-      expect(open.some((path) => path.endsWith("/archive (deleted)"))).toBe(true);
-    }, "the reading of the pipe");
+    const { child, ended } = begin(containerd, [pipe]);
+    await untilReading(child.pid);
     child.kill("SIGINT");
-    expect(await ended).toBe(1);
+    expect((await ended).code).toBe(1);
   });
 
   test("with layers that are there as another image's brings along what the content store lacks of it", async () => {
@@ -420,40 +417,24 @@ describe("an archive", () => {
   });
 
   test("is let go of when the command is interrupted, and nothing stays behind", async () => {
-    const config = join(containerd.root, "interrupted.toml");
-    writeFileSync(
-      config,
-      `[containerd]\naddress = "${containerd.address}"\nconfig_file = "${containerd.root}/config.toml"\n`,
-    );
-    const child = spawn(process.execPath, [program, "load", "--config", config, "-"]);
-    const ended = new Promise<number | null>((resolve) => {
-      child.once("exit", resolve);
-    });
-    const told = text(child.stderr);
+    const { child, ended } = begin(containerd, ["-"]);
     // A pipe that does not end: it reads until it is interrupted.
     child.stdin.write(dockerArchive([appOf("team/interrupted:1")]).subarray(0, 4096));
-    const descriptors = `/proc/${child.pid}/fd`;
-    await eventually(async () => {
-      const open = readdirSync(descriptors).map((name) => readlinkSync(join(descriptors, name)));
-      expect(open.some((path) => path.endsWith("/archive (deleted)"))).toBe(true);
-    }, "the reading of the archive");
+    await untilReading(child.pid);
     child.kill("SIGINT");
     child.stdin.end();
-    expect(await ended).toBe(1);
-    expect(await told).toContain("interrupted");
+    const { code, err } = await ended;
+    expect(code).toBe(1);
+    expect(err).toContain("interrupted");
     await settled(containerd);
   });
 
   test("without containerd is not loaded, and its address is named", async () => {
     const archive = write("alone.tar", dockerArchive([appOf("team/alone:1")]));
-    const config = join(folder, "alone.toml");
-    writeFileSync(config, `[containerd]\naddress = "${folder}/absent.sock"\n`);
-    const child = spawn(process.execPath, [program, "load", "--config", config, archive]);
-    const ended = new Promise<number | null>((resolve) => {
-      child.once("exit", resolve);
-    });
-    expect(await text(child.stderr)).toMatch(/^hawser: .*alone\.tar: .*absent\.sock.*\n$/);
-    expect(await ended).toBe(1);
+    const absent = { root: folder, address: join(folder, "absent.sock") };
+    const { code, err } = await begin(absent, [archive]).ended;
+    expect(err).toMatch(/^hawser: .*alone\.tar: .*absent\.sock.*\n$/);
+    expect(code).toBe(1);
   });
 });
 
