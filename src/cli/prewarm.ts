@@ -6,7 +6,7 @@ import { parseReference } from "../oci/reference.ts";
 import type { PrewarmStatus } from "../prewarm/prewarming.ts";
 import type { ImageStatus } from "../prewarm/report.ts";
 import { askDaemon } from "./admin.ts";
-import { type Command, type Context, parseOptions, UsageError } from "./command.ts";
+import { type Command, type Context, parseOptions, plainLine, UsageError } from "./command.ts";
 
 const pollMs = 500;
 
@@ -153,7 +153,7 @@ function detailsOf({
     ...(deadlineSeconds ? [`needed within ${spanOf(deadlineSeconds)}`] : []),
     ...(error === undefined ? [] : [`${error} (attempt ${attempts}, ${nextOf(nextSeconds)})`]),
   ];
-  return parts.join(", ").replaceAll(/[\s\p{Cc}]+/gu, " ");
+  return plainLine(parts.join(", ")).trim();
 }
 
 function nextOf(seconds: number | undefined): string {
