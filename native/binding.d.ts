@@ -98,6 +98,8 @@ export interface Binding {
   threadID(): number;
   /** Has a thread of this process take only what nobody else wants of the cores (1), or its share of them (0). */
   setIdle(threadID: number, isIdle: 0 | 1): number;
+  /** Microseconds that the calling thread has had of a core. */
+  threadTime(): number;
 
   /** syncfs(2) on the file system of a directory, in a thread of libuv's pool: 0 or a negative errno. */
   syncFileSystem(path: string): Promise<number>;

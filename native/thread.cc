@@ -1,5 +1,6 @@
 // What concerns a thread as a whole: its umask, and how much of the cores it may have beside others.
 #include <cerrno>
+#include <ctime>
 #include <sched.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -30,12 +31,20 @@ napi_value set_idle(napi_env env, napi_callback_info info) {
   return number(env, sched_setscheduler(thread, is_idle ? SCHED_IDLE : SCHED_OTHER, &none) ? -errno : 0);
 }
 
+// threadTime(): microseconds that the calling thread has had of a core.
+napi_value thread_time(napi_env env, napi_callback_info) {
+  timespec time{};
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)) return number(env, -errno);
+  return number(env, time.tv_sec * 1'000'000 + time.tv_nsec / 1000);
+}
+
 }  // namespace
 
 void define_thread(napi_env env, napi_value exports) {
   define(env, exports, "ownUmask", own_umask);
   define(env, exports, "threadID", thread_id);
   define(env, exports, "setIdle", set_idle);
+  define(env, exports, "threadTime", thread_time);
 }
 
 }  // namespace hawser

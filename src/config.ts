@@ -34,10 +34,6 @@ export interface Loaded {
 const defaultFile = "/etc/hawser/hawser.toml";
 const fileBytesMax = 2 ** 20;
 
-/** Sections that DESIGN foresees and this version does not have; said apart from typing mistakes. */
-const laterSections = new Set(["trace"]);
-const later = "is not in this version yet";
-
 /** Never throws. Without a file name the default file is read if it exists; one that is named must exist. */
 export async function loadConfig(file: string | undefined): Promise<Loaded> {
   const name = file ?? defaultFile;
@@ -129,7 +125,7 @@ function findUnknown(table: Readonly<Record<string, unknown>>, problems: Problem
   for (const [section, written] of Object.entries(table)) {
     const known = sections.get(section);
     if (known === undefined) {
-      const message = laterSections.has(section) ? later : unknownKey(section, [...sections.keys()]);
+      const message = unknownKey(section, [...sections.keys()]);
       problems.push({ path: section, message });
     } else if (isTable(written)) {
       for (const key of Object.keys(written).filter((one) => !Object.hasOwn(known, one))) {

@@ -4,14 +4,16 @@
 // whether work may be done at all. No bad configuration and no missing part keeps it from serving: then every call
 // goes through to containerd, and log and metrics say why.
 
+import { Account } from "./account.ts";
 import { findKubeconfig, nodeNameOf } from "./cluster/identity.ts";
 import type { Config, Problem } from "./config.ts";
 import { createContainerd } from "./containerd/client.ts";
 import type { Containerd } from "./containerd/containerd.ts";
 import { markAnswers } from "./cri/failover.ts";
-import { createPullHandler, type Delegation, type PullOutcome } from "./cri/images.ts";
+import { createPullHandler, type Delegation } from "./cri/images.ts";
 import { type CriServer, createCriServer } from "./cri/server.ts";
 import { PullError } from "./errors.ts";
+import type { PullRecord } from "./history/record.ts";
 import type { LayerEngine } from "./layer/layer.ts";
 import { spareOf } from "./limits.ts";
 import type { Log } from "./log.ts";
@@ -24,7 +26,7 @@ import {
   type PrewarmStatus,
 } from "./prewarm/prewarming.ts";
 import type { PullImageRequest } from "./proto/gen/cri_pb.js";
-import type { Ahead, Pulled } from "./pull/pull.ts";
+import type { Ahead, Observed, Pulled } from "./pull/pull.ts";
 import { SiteKeeper, type SiteState } from "./pull/site.ts";
 import type { ProxySettings } from "./registry/proxy.ts";
 import type { Credentials } from "./registry/registry.ts";
@@ -49,6 +51,10 @@ export interface DaemonOptions {
 export interface Daemon {
   /** Of {@link Prewarming}; throws `unavailable` where nothing is accelerated. */
   prewarm(request: PrewarmRequest): Promise<PrewarmStatus>;
+  /** Pulls that go on, or have ended just now. */
+  pulls(): readonly PullRecord[];
+  /** False where none of this id goes on. */
+  cancel(id: string): boolean;
   /** Stops accepting calls, lets running ones end for this long, cancels the rest and removes what is ours. */
   drain(timeoutMs: number): Promise<void>;
 }
@@ -69,12 +75,13 @@ class NodeDaemon implements Daemon {
   readonly #hindrance: Delegation | undefined;
   readonly #works: Works | undefined;
   readonly #prewarming: Prewarming | undefined;
+  readonly #account: Account;
   #site: SiteKeeper | undefined;
-  #pulls = 0;
 
   constructor(options: DaemonOptions) {
     this.#options = options;
     const { config, problems } = options;
+    this.#account = new Account(options);
     const { snapshotter } = config.containerd;
     this.#containerd = createContainerd({
       address: config.containerd.address,
@@ -103,8 +110,8 @@ class NodeDaemon implements Daemon {
           pull: async (...wanted) => await this.#pull(...wanted),
           delegating: () => this.#works?.present?.puller.giveWay() ?? { [Symbol.dispose]: () => {} },
           unresolved: (name) => (this.#works?.present?.wording ?? wordingOf("")).unresolved(name),
-          started: () => this.#count(1),
-          done: (outcome) => this.#report(outcome),
+          begin: (metadata) => this.#account.begin(metadata),
+          done: (outcome, trace) => this.#account.report(outcome, trace),
           registered: (seconds) => options.metrics.stageSeconds.observe({ stage: "register" }, seconds),
         }),
       ),
@@ -145,11 +152,20 @@ class NodeDaemon implements Daemon {
     throw new PullError("unavailable", `nothing is fetched ahead: ${this.#hindrance?.detail}`);
   }
 
+  pulls(): readonly PullRecord[] {
+    return this.#account.present();
+  }
+
+  cancel(id: string): boolean {
+    return this.#account.cancel(id);
+  }
+
   async drain(timeoutMs: number): Promise<void> {
     await Promise.all([this.#server.drain(timeoutMs), this.#prewarming?.close()]);
     // What a containerd that hangs keeps us from clearing up is swept by the next instance.
     const patience = setTimeout(() => this.#containerd.close(), clearUpMs);
     await this.#works?.settle();
+    await this.#account.settle();
     await this.#site?.[Symbol.asyncDispose]();
     await this.#works?.close();
     await this.#engine?.close();
@@ -191,13 +207,13 @@ class NodeDaemon implements Daemon {
   async #pull(
     reference: string,
     credentials: Credentials | undefined,
-    isAwaited: boolean,
+    observed: Observed,
     signal: AbortSignal,
   ): Promise<Pulled> {
     const state = this.#site?.state;
     if (state?.kind !== "open" || !this.#works) return failed(away());
     const { puller } = this.#works.of(state.site.facts);
-    return await puller.pull(reference, state.site, credentials, signal, isAwaited);
+    return await puller.pull(reference, state.site, credentials, signal, observed);
   }
 
   async #fetchAhead(
@@ -211,7 +227,11 @@ class NodeDaemon implements Daemon {
     const excluded = this.#excluded(name);
     if (excluded) return failed(new PullError("unsupported", excluded.detail));
     const { puller } = this.#works.of(state.site.facts);
-    return await puller.pullAhead(name, state.site, credentials, ahead, signal);
+    return await this.#account.ahead(
+      name,
+      signal,
+      async (trace, either) => await puller.pullAhead(name, state.site, credentials, ahead, either, trace),
+    );
   }
 
   #makePrewarming(): Prewarming {
@@ -276,32 +296,6 @@ class NodeDaemon implements Daemon {
     const { log } = this.#options;
     if (failure) log.warn({ digest, detail: failure.message }, "a blob of a dead instance could not be kept");
     else log.info({ digest }, "a blob that a dead instance was to keep has been kept");
-  }
-
-  #count(change: number): void {
-    this.#pulls += change;
-    this.#options.metrics.inFlight.set({ what: "pulls" }, this.#pulls);
-  }
-
-  #report(outcome: PullOutcome): void {
-    const { log, metrics } = this.#options;
-    const { reference, path, result, seconds, delegation, records, error } = outcome;
-    this.#count(-1);
-    metrics.pulls.inc({ result, path });
-    if (result === "ok") metrics.pullSeconds.observe({ path }, seconds);
-    if (records) metrics.registrations.inc({ by: records });
-    if (delegation) metrics.fallbacks.inc({ reason: delegation.reason });
-    const fields = {
-      image: reference,
-      result,
-      path,
-      seconds: Number(seconds.toFixed(3)),
-      ...(records && { records }),
-      ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
-      ...(error !== undefined && { error }),
-    };
-    if (result === "ok" || result === "cancelled") log.info(fields, "pull");
-    else log.warn(fields, "pull");
   }
 }
 

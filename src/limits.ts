@@ -54,6 +54,7 @@ export function limitsOf(config: Config): PullLimits {
     downloadsPerHostMax: download.max_concurrent_per_host,
     hosts: new Map(perHost),
     unpacksMax: threads,
+    areUnpacksTuned: unpack.max_concurrent === "auto",
     unpacksPerImageMax: numberOf(unpack.max_concurrent_per_image, threads),
     layer: {
       entriesMax: unpack.max_entries,

@@ -20,6 +20,7 @@ import { type Site, SiteKeeper, type SiteState } from "./pull/site.ts";
 import { volumeOf } from "./pull/space.ts";
 import type { Registry } from "./registry/registry.ts";
 import { Selinux } from "./selinux.ts";
+import { vitals } from "./vitals.ts";
 import { makeEngine } from "./works.ts";
 
 export interface LoaderOptions {
@@ -116,6 +117,7 @@ function makePuller({ config, warn }: LoaderOptions, containerd: Containerd, eng
     keepLayers: keepLayersOf(config),
     registersDirectly: () => false,
     limits: limitsOf(config),
+    vitals,
     events: { stage: () => {}, unpacked: () => {}, inFlight: () => {}, warn },
   });
 }

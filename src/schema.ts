@@ -5,24 +5,22 @@ import {
   choice,
   count,
   duration,
-  Expected,
   flag,
   hosts,
+  hostTable,
+  httpURL,
   identifier,
-  isTable,
   type Kind,
   listenSocket,
+  localAddress,
   nodeName,
   or,
-  type Problem,
   path,
   paths,
-  problemsAt,
   references,
   size,
   socket,
   space,
-  unknownKey,
 } from "./settings.ts";
 
 export interface Setting<Value> {
@@ -32,48 +30,7 @@ export interface Setting<Value> {
   readonly help: string;
 }
 
-/** Settings of one registry host; absent means those of [download]. */
-export interface HostSettings {
-  readonly streams?: number;
-  readonly max_concurrent?: number;
-}
-
 const requests = count(1, 256);
-
-const hostKeys: readonly string[] = ["streams", "max_concurrent"] satisfies (keyof HostSettings)[];
-
-const hostTable: Kind<ReadonlyMap<string, HostSettings>> = {
-  parse: (value) => {
-    if (!isTable(value)) throw new Expected('tables, such as [registry.host."registry.example.com"]');
-    const inside = Object.entries(value).flatMap(([host, given]) => hostProblems(host, given));
-    if (inside.length > 0) throw new Expected("", inside);
-    return new Map(Object.entries(value as Record<string, HostSettings>));
-  },
-};
-
-function hostProblems(host: string, given: unknown): Problem[] {
-  const key = JSON.stringify(host);
-  if (host === "docker.io") return [{ path: key, message: "is asked as registry-1.docker.io; say that" }];
-  // Permits and connections are counted by a URL's host; a key that is spelled otherwise would never be met.
-  const url = `https://${host.replace(/^\w+:\/\//, "")}`;
-  const urlHost = URL.canParse(url) ? new URL(url).host : "";
-  if (urlHost === "" || urlHost !== host) {
-    const such = JSON.stringify(urlHost || "registry.example.com:5000");
-    return [{ path: key, message: `expected a host without scheme and path, such as ${such}` }];
-  }
-  if (!isTable(given)) return [{ path: key, message: `expected a table, [registry.host.${key}]` }];
-  return Object.entries(given).flatMap(([name, number]): Problem[] => {
-    const keyPath = `${key}.${name}`;
-    if (!hostKeys.includes(name)) return [{ path: keyPath, message: unknownKey(name, hostKeys) }];
-    try {
-      requests.parse(number);
-      return [];
-    } catch (error) {
-      if (!(error instanceof Expected)) throw error;
-      return problemsAt(keyPath, error, number);
-    }
-  });
-}
 
 export const schema = {
   cri: {
@@ -305,12 +262,29 @@ export const schema = {
     listen: setting(
       or("off", listenSocket),
       "/run/hawser/admin.sock",
-      'Socket, root\'s alone, that "hawser passthrough" and "hawser status" speak to, or "off".',
+      "Socket, root's alone, that Hawser's other commands speak to, and that has the status page, or \"off\".",
+    ),
+    page: setting(
+      localAddress,
+      "off",
+      'Address on loopback where the status page can be looked at without that socket, such as "127.0.0.1:9465"; whoever is on the node sees it then.',
     ),
     state_dir: setting(
       path,
       "/var/lib/hawser",
-      'Directory of what outlasts a restart: the switch of "hawser passthrough on --persist".',
+      'Directory of what outlasts a restart: traces of pulls, wishes of "hawser prewarm add", the switch of "hawser passthrough on --persist".',
+    ),
+  },
+  trace: {
+    keep: setting(
+      count(0, 10_000),
+      200,
+      'Pulls whose traces are kept, over restarts, for "hawser trace" and the status page; 0 keeps none.',
+    ),
+    otlp_endpoint: setting(
+      or("off", httpURL),
+      "off",
+      'Collector that every pull is sent to as OpenTelemetry spans (OTLP over HTTP), such as "http://127.0.0.1:4318".',
     ),
   },
   metrics: {

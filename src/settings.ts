@@ -181,12 +181,39 @@ export const space: Kind<Space> = {
 /** `host:port`, for what listens; "off" for what does not. */
 export const address: Kind<{ readonly host: string; readonly port: number } | "off"> = {
   parse: (value) => {
-    if (value === "off") return "off";
-    const match = typeof value === "string" ? /^(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})$/.exec(value) : null;
-    const port = Number(match?.[2]);
-    if (match?.[1] === undefined || port > 65_535)
-      throw new Expected('"host:port", such as "127.0.0.1:9464", or "off"');
-    return { host: match[1].replace(/^\[|\]$/g, ""), port };
+    const parsed = parseAddress(value);
+    if (parsed === undefined) throw new Expected('"host:port", such as "127.0.0.1:9464", or "off"');
+    return parsed;
+  },
+};
+
+function parseAddress(value: unknown): { readonly host: string; readonly port: number } | "off" | undefined {
+  if (value === "off") return "off";
+  const match = typeof value === "string" ? /^(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})$/.exec(value) : null;
+  const port = Number(match?.[2]);
+  if (match?.[1] === undefined || port > 65_535) return undefined;
+  return { host: match[1].replace(/^\[|\]$/g, ""), port };
+}
+
+/** An address that nobody else's machine reaches. */
+export const localAddress: Kind<{ readonly host: string; readonly port: number } | "off"> = {
+  parse: (value) => {
+    const parsed = parseAddress(value);
+    const isLocal =
+      parsed === "off" || /^(127\.\d{1,3}\.\d{1,3}\.\d{1,3}|::1|localhost)$/.test(parsed?.host ?? "");
+    if (parsed !== undefined && isLocal) return parsed;
+    throw new Expected('an address of this machine itself, such as "127.0.0.1:9465", or "off"');
+  },
+};
+
+/** Without credentials, which would come to be shown. */
+export const httpURL: Kind<URL> = {
+  parse: (value) => {
+    const url = typeof value === "string" && URL.canParse(value) ? new URL(value) : undefined;
+    const isHttp = url?.protocol === "http:" || url?.protocol === "https:";
+    if (url && isHttp && url.username === "" && url.password === "" && url.search === "" && url.hash === "")
+      return url;
+    throw new Expected('a URL such as "http://127.0.0.1:4318"');
   },
 };
 
@@ -240,4 +267,45 @@ function distance(a: string, b: string): number {
     row = next;
   }
   return row[b.length] ?? 0;
+}
+
+/** Settings of one registry host; absent means those of [download]. */
+export interface HostSettings {
+  readonly streams?: number;
+  readonly max_concurrent?: number;
+}
+
+const hostKeys: readonly string[] = ["streams", "max_concurrent"] satisfies (keyof HostSettings)[];
+
+export const hostTable: Kind<ReadonlyMap<string, HostSettings>> = {
+  parse: (value) => {
+    if (!isTable(value)) throw new Expected('tables, such as [registry.host."registry.example.com"]');
+    const inside = Object.entries(value).flatMap(([host, given]) => hostProblems(host, given));
+    if (inside.length > 0) throw new Expected("", inside);
+    return new Map(Object.entries(value as Record<string, HostSettings>));
+  },
+};
+
+function hostProblems(host: string, given: unknown): Problem[] {
+  const key = JSON.stringify(host);
+  if (host === "docker.io") return [{ path: key, message: "is asked as registry-1.docker.io; say that" }];
+  // Permits and connections are counted by a URL's host; a key that is spelled otherwise would never be met.
+  const url = `https://${host.replace(/^\w+:\/\//, "")}`;
+  const urlHost = URL.canParse(url) ? new URL(url).host : "";
+  if (urlHost === "" || urlHost !== host) {
+    const such = JSON.stringify(urlHost || "registry.example.com:5000");
+    return [{ path: key, message: `expected a host without scheme and path, such as ${such}` }];
+  }
+  if (!isTable(given)) return [{ path: key, message: `expected a table, [registry.host.${key}]` }];
+  return Object.entries(given).flatMap(([name, number]): Problem[] => {
+    const keyPath = `${key}.${name}`;
+    if (!hostKeys.includes(name)) return [{ path: keyPath, message: unknownKey(name, hostKeys) }];
+    try {
+      count(1, 256).parse(number);
+      return [];
+    } catch (error) {
+      if (!(error instanceof Expected)) throw error;
+      return problemsAt(keyPath, error, number);
+    }
+  });
 }

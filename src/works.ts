@@ -13,6 +13,7 @@ import { createRegistry } from "./registry/client.ts";
 import type { ProxySettings } from "./registry/proxy.ts";
 import type { Registry } from "./registry/registry.ts";
 import { type Wording, wordingOf } from "./registry/wording.ts";
+import { vitals } from "./vitals.ts";
 
 export interface WorksOptions {
   readonly config: Config;
@@ -117,6 +118,7 @@ export class Works {
       keepLayers: keepLayersOf(config),
       registersDirectly: (facts) => settings.registration === "auto" && facts.takesRecords,
       limits: limitsOf(config),
+      vitals,
       events: {
         stage: (stage, seconds) => metrics.stageSeconds.observe({ stage }, seconds),
         unpacked: (bytes) => metrics.unpackedBytes.inc(bytes),

@@ -18,6 +18,9 @@ export interface Context {
   readonly environment: Readonly<Record<string, string | undefined>>;
   /** Standard output is a terminal that takes colours. */
   readonly isColoured: boolean;
+  /** Of the terminal on standard output, and of the one on standard error; undefined where it is none. */
+  readonly columns: () => number | undefined;
+  readonly errorColumns: () => number | undefined;
   readonly stdout: (text: string) => void;
   readonly stderr: (text: string) => void;
   /** Aborted by the first SIGINT or SIGTERM; a second one ends the process at once. */

@@ -77,6 +77,7 @@ async function serveFront(daemon: Daemon, metrics: Metrics, pipe: Pipe): Promise
       if (message.kind === "drain") resolve(message.timeoutMs);
       else if (message.kind === "ping") pipe.send({ kind: "pong" } satisfies FromPuller);
       else if (message.kind === "prewarm") void answerPrewarm(daemon, pipe, message);
+      else if (message.kind === "pulls" || message.kind === "cancel") answerPulls(daemon, pipe, message);
       else void answerMetrics(metrics, pipe, message.id);
     });
   });
@@ -88,6 +89,19 @@ async function answerMetrics(metrics: Metrics, pipe: Pipe, id: number): Promise<
   // A default metric that cannot be collected (/proc hidden, descriptors used up) costs this answer only.
   const all = await metrics.registry.getMetricsAsJSON().catch(() => []);
   pipe.send({ kind: "metrics", id, metrics: all } satisfies FromPuller);
+}
+
+function answerPulls(
+  daemon: Daemon,
+  pipe: Pipe,
+  message: Extract<ToPuller, { kind: "pulls" | "cancel" }>,
+): void {
+  const { id } = message;
+  const answer: FromPuller =
+    message.kind === "pulls"
+      ? { kind: "pulls", id, pulls: daemon.pulls() }
+      : { kind: "cancel", id, isCancelled: daemon.cancel(message.pull) };
+  pipe.send(answer);
 }
 
 async function answerPrewarm(

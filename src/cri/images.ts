@@ -17,8 +17,9 @@ import {
   PullImageRequestSchema,
   PullImageResponseSchema,
 } from "../proto/gen/cri_pb.js";
-import type { Pulled } from "../pull/pull.ts";
+import type { Observed, Pulled } from "../pull/pull.ts";
 import type { Credentials } from "../registry/registry.ts";
+import type { PullTrace } from "../trace.ts";
 import { type Answer, ask, type Forward, type Incoming } from "./forward.ts";
 
 /** Why a pull was left to containerd: a word for metrics and, where there is more to say, a sentence for people. */
@@ -31,11 +32,10 @@ export interface PullHandlerOptions {
   readonly forward: Forward;
   /** Why no pull may be accelerated now (pass-through), or why this one may not; undefined when it may. */
   readonly ineligible: (request: PullImageRequest) => Delegation | undefined;
-  /** `isAwaited`: somebody waits for it, as far as the request says. */
   readonly pull: (
     reference: string,
     credentials: Credentials | undefined,
-    isAwaited: boolean,
+    observed: Required<Observed>,
     signal: AbortSignal,
   ) => Promise<Pulled>;
   /** Called when a pull that somebody waits for is left to containerd; disposed of when containerd has answered. */
@@ -44,9 +44,9 @@ export interface PullHandlerOptions {
   readonly unresolved: (name: string) => string;
   /** `fallback.enabled`: failures of ours are delegated, not returned. */
   readonly fallback: boolean;
-  /** Told when a call comes in, and once more when its answer is known. */
-  readonly started: () => void;
-  readonly done: (outcome: PullOutcome) => void;
+  /** Asked for notes when a call comes in, with its metadata; they are handed back when its answer is known. */
+  readonly begin: (metadata: Metadata) => PullTrace;
+  readonly done: (outcome: PullOutcome, trace: PullTrace) => void;
   readonly registered: (seconds: number) => void;
 }
 
@@ -76,7 +76,7 @@ class Attempt {
   readonly #options: PullHandlerOptions;
   readonly #incoming: Incoming;
   readonly #signal: AbortSignal;
-  readonly #began = performance.now();
+  readonly #trace: PullTrace;
   #reference = "";
   #isAwaited = true;
   #delegation: Delegation | undefined;
@@ -85,11 +85,11 @@ class Attempt {
   constructor(options: PullHandlerOptions, incoming: Incoming, signal: AbortSignal) {
     this.#options = options;
     this.#incoming = incoming;
-    this.#signal = signal;
+    this.#trace = options.begin(incoming.metadata);
+    this.#signal = AbortSignal.any([signal, this.#trace.cancelled.signal]);
   }
 
   async run(): Promise<Answer> {
-    this.#options.started();
     try {
       const answer = await this.#answer();
       this.#done("ok");
@@ -107,6 +107,7 @@ class Attempt {
     if (request === undefined)
       return await this.#delegate({ reason: "undecodable", detail: "not a PullImageRequest" });
     this.#reference = request.image?.image ?? "";
+    this.#trace.reference = this.#reference;
     this.#isAwaited = !isExpected(request);
     const ineligible = this.#options.ineligible(request);
     if (ineligible) return await this.#delegate(ineligible);
@@ -129,13 +130,16 @@ class Attempt {
   async #pull(request: PullImageRequest): Promise<Pulled> {
     try {
       const shown = credentials(request.auth);
-      return await this.#options.pull(this.#reference, shown, this.#isAwaited, this.#signal);
+      const observed = { isAwaited: this.#isAwaited, trace: this.#trace };
+      return await this.#options.pull(this.#reference, shown, observed, this.#signal);
     } catch (error) {
       return { failure: PullError.from(error), [Symbol.asyncDispose]: async () => {} };
     }
   }
 
   async #failed(failure: PullError): Promise<Answer> {
+    if (this.#trace.cancelled.signal.aborted)
+      throw new Refusal(status.CANCELLED, "cancelled by an operator of this node (hawser cancel)");
     if (this.#signal.aborted) throw new Refusal(status.CANCELLED, "context canceled");
     if (failure.code === "refused" && failure.credentialsSent) {
       const unresolved = this.#options.unresolved(parseReference(this.#reference).name);
@@ -152,12 +156,13 @@ class Attempt {
   }
 
   async #ask(): Promise<Answer> {
-    return await ask(this.#incoming, this.#options.forward, this.#signal);
+    const { forward } = this.#options;
+    return await this.#trace.spans.of("containerd", () => ask(this.#incoming, forward, this.#signal));
   }
 
   #done(result: PullOutcome["result"], error?: string): void {
-    const seconds = (performance.now() - this.#began) / 1000;
-    this.#options.done({
+    const seconds = (performance.now() - this.#trace.startMs) / 1000;
+    const outcome: PullOutcome = {
       reference: this.#reference,
       path: this.#delegation ? "delegated" : "accelerated",
       result,
@@ -165,7 +170,8 @@ class Attempt {
       ...(this.#delegation && { delegation: this.#delegation }),
       ...(this.#records && { records: this.#records }),
       ...(error !== undefined && { error }),
-    });
+    };
+    this.#options.done(outcome, this.#trace);
   }
 }
 

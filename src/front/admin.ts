@@ -5,9 +5,10 @@
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { type Listener, listen } from "../cri/listener.ts";
-import { PullError } from "../errors.ts";
+import { type ErrorCode, PullError } from "../errors.ts";
 import type { PrewarmRequest, PrewarmStatus } from "../prewarm/prewarming.ts";
 import type { SwitchState } from "./switch.ts";
+import { sendJson, type Views, view } from "./viewing.ts";
 
 /** What GET /status says. */
 export interface Status {
@@ -32,6 +33,7 @@ export interface AdminOptions {
   readonly reload: () => Promise<readonly string[]>;
   /** Throws PullError. */
   readonly prewarm: (request: PrewarmRequest) => Promise<PrewarmStatus>;
+  readonly views: Views;
   /** Returns once the installed version serves in this one's place; throws PullError when it does not. */
   readonly succeed: () => Promise<void>;
 }
@@ -42,6 +44,7 @@ export interface Admin {
   close(): Promise<void>;
 }
 
+const statuses: Partial<Record<ErrorCode, number>> = { invalid: 400, not_found: 404, refused: 403 };
 /** A list of images may be long. */
 const bodyBytesMax = 256 * 1024;
 
@@ -52,7 +55,7 @@ export async function serveAdmin(options: AdminOptions): Promise<Admin> {
     connections.answering(request.socket, response);
     answer(options, request, response).catch((error: unknown) => {
       const { code, message } = PullError.from(error);
-      reply(response, code === "invalid" ? 400 : 500, { error: message });
+      if (!response.headersSent) sendJson(response, statuses[code] ?? 500, { error: message });
     });
   });
   const accept = (connection: Socket): void => {
@@ -115,36 +118,61 @@ async function answer(
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
+  refuseOthersPages(request);
+  const cancelled = /^POST \/pulls\/([^/]+)\/cancel$/.exec(`${request.method} ${request.url}`)?.[1];
+  if (cancelled !== undefined) {
+    sendJson(response, 200, await options.views.pulls.cancel(cancelled));
+    return;
+  }
   switch (`${request.method} ${request.url}`) {
     case "GET /status":
-      reply(response, 200, options.status());
+      sendJson(response, 200, options.status());
       return;
     case "GET /metrics":
       response.writeHead(200, { "content-type": "text/plain" }).end(await options.metrics());
       return;
     case "PUT /passthrough":
       await options.setSwitch(switchStateOf(await bodyOf(request)));
-      reply(response, 200, options.status());
+      sendJson(response, 200, options.status());
       return;
     case "POST /reload":
-      reply(response, 200, { messages: await options.reload() });
+      sendJson(response, 200, { messages: await options.reload() });
       return;
     case "GET /prewarm":
-      reply(response, 200, await options.prewarm({ kind: "list" }));
+      sendJson(response, 200, await options.prewarm({ kind: "list" }));
       return;
     case "POST /prewarm":
-      reply(response, 200, await options.prewarm(prewarmRequestOf(await bodyOf(request))));
+      sendJson(response, 200, await options.prewarm(prewarmRequestOf(await bodyOf(request))));
       return;
     case "POST /succeed":
       await options.succeed();
-      reply(response, 200, {});
+      sendJson(response, 200, {});
       return;
     default:
-      reply(response, 404, {
+      if (await view(options.views, request, response)) return;
+      sendJson(response, 404, {
         error:
-          "there are GET /status, GET /metrics, GET and POST /prewarm, PUT /passthrough, POST /reload and POST /succeed",
+          "there are GET /status, /metrics, /pulls, /pulls/ID, /events and /prewarm, POST /prewarm, /pulls/ID/cancel, /reload and /succeed, and PUT /passthrough",
       });
   }
+}
+
+/**
+ * The socket may be brought to a browser's machine (ssh -L): what a page of anybody else's has that browser send is refused.
+ * Browsers say so in whatever changes anything, and name the host that they believe to speak to.
+ */
+function refuseOthersPages({ method, headers }: IncomingMessage): void {
+  const { origin, host = "" } = headers;
+  const isChange = method !== "GET" && method !== "HEAD";
+  if ((isChange && origin !== undefined) || !isLocal(host))
+    throw new PullError(
+      "refused",
+      "only programs of this machine, and pages on localhost that look, are answered",
+    );
+}
+
+function isLocal(host: string): boolean {
+  return /^(localhost|127\.0\.0\.1|\[::1\]|)(:\d{1,5})?$/i.test(host);
 }
 
 function switchStateOf(body: unknown): SwitchState {
@@ -191,8 +219,4 @@ async function bodyOf(request: IncomingMessage): Promise<unknown> {
   } catch (error) {
     throw new PullError("invalid", "the body is not JSON", { cause: error });
   }
-}
-
-function reply(response: ServerResponse, status: number, body: unknown): void {
-  response.writeHead(status, { "content-type": "application/json" }).end(`${JSON.stringify(body)}\n`);
 }

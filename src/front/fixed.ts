@@ -8,6 +8,7 @@ const fixedKeys = [
   "containerd.address",
   "fallback.enabled",
   "admin.listen",
+  "admin.page",
   "admin.state_dir",
   "metrics.listen",
   "log.format",

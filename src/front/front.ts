@@ -14,16 +14,20 @@ import type { Forward } from "../cri/forward.ts";
 import { type CriServer, createCriServer } from "../cri/server.ts";
 import { PullError } from "../errors.ts";
 import { type Exposition, expose } from "../exposition.ts";
+import { Store } from "../history/store.ts";
 import type { Log } from "../log.ts";
 import { type Metrics, mergeMetrics } from "../metrics.ts";
 import { type Admin, type Status, serveAdmin } from "./admin.ts";
+import { Events } from "./events.ts";
 import { changedFixedKeys } from "./fixed.ts";
 import { createNotifier, type Notifier } from "./notify.ts";
 import type { Closed, Puller } from "./puller.ts";
 import { Pullers } from "./pullers.ts";
+import { Pulls } from "./pulls.ts";
 import { pullerSocket, sweepPullerSockets } from "./sockets.ts";
 import { startSuccessor } from "./succession.ts";
 import { PassThroughSwitch } from "./switch.ts";
+import type { Views } from "./viewing.ts";
 
 export interface FrontOptions {
   readonly config: Config;
@@ -57,6 +61,7 @@ export class Front {
   readonly #channel: Channel;
   readonly #pullers: Pullers;
   readonly #switch: PassThroughSwitch;
+  readonly #views: Views;
   /** Aborted when this process stops, or leaves its place to another. */
   readonly #leaving = new AbortController();
   #isSucceeding = false;
@@ -80,6 +85,8 @@ export class Front {
       }),
       changed: (puller) => this.#pullerChanged(puller),
     });
+    const pulls = new Pulls(this.#pullers, new Store(`${config.admin.state_dir}/pulls`, config.trace.keep));
+    this.#views = { pulls, events: new Events(async () => await pulls.running()) };
     this.#server = createCriServer({
       socket: config.cri.listen,
       inherited: options.inherited,
@@ -186,6 +193,7 @@ export class Front {
   }
 
   #close(): void {
+    this.#views.events.close();
     this.#successor?.close();
     this.#channel.close();
     this.#notifier[Symbol.dispose]();
@@ -301,6 +309,7 @@ export class Front {
         this.#tellSite();
       },
       reload: async () => await this.reload(),
+      views: this.#views,
       prewarm: async (request) => {
         const puller = this.#pullers.serving;
         if (puller) return await puller.prewarm(request);

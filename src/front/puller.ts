@@ -8,9 +8,10 @@ import { rm } from "node:fs/promises";
 import { Channel } from "../containerd/channel.ts";
 import type { Forward } from "../cri/forward.ts";
 import { PullError } from "../errors.ts";
+import type { PullRecord } from "../history/record.ts";
 import type { MetricValues } from "../metrics.ts";
 import type { PrewarmRequest, PrewarmStatus } from "../prewarm/prewarming.ts";
-import type { FromPuller, PrewarmAnswer, ToPuller } from "./messages.ts";
+import type { Answer, FromPuller, ToPuller } from "./messages.ts";
 
 export interface PullerOptions {
   /** Command line of the process; its socket is appended. */
@@ -35,15 +36,9 @@ export type PullerState =
 /** A process that was not heard of for this long is hung: a healthy one's main thread is never busy for a second. */
 const silenceMsMax = 30_000;
 const pingMs = 5_000;
-/** How long a scrape, and a question of an operator, waits for the process. */
-const metricsMsMax = 2_000;
-const prewarmMsMax = 20_000;
-
-const noAnswer: PrewarmAnswer = {
-  kind: "error",
-  code: "unavailable",
-  message: "the process that pulls does not answer",
-};
+/** How long a scrape or a look, and a question of an operator, waits for the process. */
+const lookMsMax = 2_000;
+const questionMsMax = 20_000;
 
 export class Puller {
   readonly pid: number;
@@ -54,8 +49,7 @@ export class Puller {
   readonly #process: ChildProcess;
   readonly #channel: Channel;
   readonly #over: Promise<void>;
-  readonly #asked = new Map<number, (metrics: readonly MetricValues[]) => void>();
-  readonly #prewarmAsked = new Map<number, (answer: PrewarmAnswer) => void>();
+  readonly #asked = new Map<number, (answer: FromPuller | undefined) => void>();
   #questions = 0;
   #heardAt = performance.now();
   #isLeaving = false;
@@ -99,13 +93,25 @@ export class Puller {
   /** What it counts now; nothing when it does not say in time. */
   async metrics(): Promise<readonly MetricValues[]> {
     if (this.#state.kind !== "serving") return [];
-    return await this.#ask(this.#asked, (id) => ({ kind: "metrics", id }), metricsMsMax, []);
+    return (await this.#ask((id) => ({ kind: "metrics", id }), lookMsMax))?.metrics ?? [];
+  }
+
+  /** Its pulls that go on, and some that have ended just now; none when it does not say in time. */
+  async pulls(): Promise<readonly PullRecord[]> {
+    if (this.#state.kind !== "serving") return [];
+    return (await this.#ask((id) => ({ kind: "pulls", id }), lookMsMax))?.pulls ?? [];
+  }
+
+  /** False where it has no such pull. */
+  async cancel(pull: string): Promise<boolean> {
+    if (this.#state.kind !== "serving") return false;
+    return (await this.#ask((id) => ({ kind: "cancel", id, pull }), questionMsMax))?.isCancelled ?? false;
   }
 
   /** Throws what the process says against it, and `unavailable` when it does not answer. */
   async prewarm(request: PrewarmRequest): Promise<PrewarmStatus> {
-    const message = (id: number): ToPuller => ({ kind: "prewarm", id, request });
-    const answer = await this.#ask(this.#prewarmAsked, message, prewarmMsMax, noAnswer);
+    const { answer } = (await this.#ask((id) => ({ kind: "prewarm", id, request }), questionMsMax)) ?? {};
+    if (!answer) throw new PullError("unavailable", "the process that pulls does not answer");
     if (answer.kind === "error") throw new PullError(answer.code, answer.message);
     return answer.status;
   }
@@ -129,10 +135,10 @@ export class Puller {
         if (this.#state.kind === "serving") this.#set({ kind: "serving", closed: message.closed });
         return;
       case "metrics":
-        this.#asked.get(message.id)?.(message.metrics);
-        return;
+      case "pulls":
+      case "cancel":
       case "prewarm":
-        this.#prewarmAsked.get(message.id)?.(message.answer);
+        this.#asked.get(message.id)?.(message);
         return;
       case "pong":
     }
@@ -150,30 +156,27 @@ export class Puller {
 
   async #end(how: string): Promise<void> {
     if (this.#state.kind === "ended") return;
-    for (const settle of this.#asked.values()) settle([]);
-    for (const settle of this.#prewarmAsked.values()) settle(noAnswer);
+    for (const settle of this.#asked.values()) settle(undefined);
     this.#channel.close();
     this.#set({ kind: "ended", how });
     await rm(this.#options.socket, { force: true });
   }
 
-  /** What is answered under the message's number, or `none` after so long. */
-  async #ask<Answer>(
-    asked: Map<number, (answer: Answer) => void>,
-    message: (id: number) => ToPuller,
+  /** What is answered under the message's number; undefined after so long, or when the process has ended. */
+  async #ask<Kind extends Answer<FromPuller["kind"]>["kind"]>(
+    message: (id: number) => ToPuller & { readonly kind: Kind },
     timeoutMs: number,
-    none: Answer,
-  ): Promise<Answer> {
+  ): Promise<Answer<Kind> | undefined> {
     this.#questions += 1;
     const id = this.#questions;
-    return await new Promise<Answer>((resolve) => {
-      const timer = setTimeout(() => settle(none), timeoutMs);
-      const settle = (answer: Answer): void => {
+    return await new Promise((resolve) => {
+      const timer = setTimeout(() => settle(undefined), timeoutMs);
+      const settle = (answer: FromPuller | undefined): void => {
         clearTimeout(timer);
-        asked.delete(id);
-        resolve(answer);
+        this.#asked.delete(id);
+        resolve(answer as Answer<Kind> | undefined);
       };
-      asked.set(id, settle);
+      this.#asked.set(id, settle);
       this.#tell(message(id));
     });
   }

@@ -58,6 +58,8 @@ export interface UnpackedLayer {
   /** Milliseconds that the worker spent waiting for the watermark, and in all. */
   readonly waitedMs: number;
   readonly elapsedMs: number;
+  /** Milliseconds that the busier of its threads had of a core; undefined where that cannot be told. */
+  readonly cpuMs: number | undefined;
 }
 
 export interface LayerEngine {

@@ -237,7 +237,12 @@ function layerOf(outcomes: readonly Outcome[], elapsedMs: number): UnpackedLayer
   const [first, second] = outcomes;
   if (first?.kind === "unpacked") return first.layer;
   if (first?.kind === "applied" && second?.kind === "inflated")
-    return { ...first.layer, ...second.layer, elapsedMs };
+    return {
+      ...first.layer,
+      ...second.layer,
+      elapsedMs,
+      cpuMs: Math.max(first.layer.cpuMs, second.layer.cpuMs),
+    };
   throw new PullError("internal", "the workers did something else");
 }
 

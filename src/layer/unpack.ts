@@ -21,22 +21,25 @@ export interface InflatedLayer {
   /** Of the tar stream. */
   readonly bytes: number;
   readonly waitedMs: number;
+  readonly cpuMs: number;
 }
 
 /** What the second lane has to tell. */
 export interface AppliedLayer {
   readonly entries: number;
   readonly implicitDirectories: ImplicitDirectories;
+  readonly cpuMs: number;
 }
 
 /** Both lanes in this thread. */
 export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): UnpackedLayer {
   const began = performance.now();
+  const cpuMs = stopwatch(native);
   using second = new ApplyLane(job, native, isCancelled);
   const outlet = new CallbackOutlet((buffer, start, end) => second.take(buffer, start, end));
   const inflated = inflateTo(outlet, job, native, isCancelled);
   const applied = second.finish();
-  return { ...inflated, ...applied, elapsedMs: performance.now() - began };
+  return { ...inflated, ...applied, elapsedMs: performance.now() - began, cpuMs: cpuMs() };
 }
 
 /** The first lane, whose thread fills the ring. */
@@ -46,10 +49,11 @@ export function inflateLayer(
   native: Binding,
   isCancelled: () => boolean,
 ): InflatedLayer {
+  const cpuMs = stopwatch(native);
   using writer = new RingWriter(ring, isCancelled);
   const inflated = inflateTo(writer, job, native, isCancelled);
   writer.end();
-  return inflated;
+  return { ...inflated, cpuMs: cpuMs() };
 }
 
 /** The second lane, whose thread empties it. */
@@ -59,10 +63,17 @@ export function applyLayer(
   native: Binding,
   isCancelled: () => boolean,
 ): AppliedLayer {
+  const cpuMs = stopwatch(native);
   using reader = new RingReader(ring, isCancelled);
   using lane = new ApplyLane(job, native, isCancelled);
   for (let room = reader.next(); room; room = reader.next()) lane.take(room.buffer, room.start, room.end);
-  return lane.finish();
+  return { ...lane.finish(), cpuMs: cpuMs() };
+}
+
+/** Milliseconds that this thread has had of a core from now on. */
+function stopwatch(native: Binding): () => number {
+  const began = native.threadTime();
+  return () => (native.threadTime() - began) / 1000;
 }
 
 function inflateTo(
@@ -70,7 +81,7 @@ function inflateTo(
   job: LayerJob,
   native: Binding,
   isCancelled: () => boolean,
-): InflatedLayer {
+): Omit<InflatedLayer, "cpuMs"> {
   const check = new BlobCheck(job.descriptor, job.limits);
   const counted = new CountedOutlet(outlet, check);
   using spool = new SpoolReader(job.spool, isCancelled);
@@ -154,7 +165,7 @@ class ApplyLane implements Disposable {
     this.#parser.feed(buffer, start, end);
   }
 
-  finish(): AppliedLayer {
+  finish(): Omit<AppliedLayer, "cpuMs"> {
     this.#parser.end();
     this.#check?.finish();
     this.#applier.complete();

@@ -10,6 +10,7 @@ import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Repository, RequestPermits } from "../registry/registry.ts";
 import type { Spool } from "../spool.ts";
+import type { BlobTrace } from "../trace.ts";
 import type { Keep } from "./journal.ts";
 import type { LeaseShare } from "./lease.ts";
 import type { HeldSpool, Spools } from "./spools.ts";
@@ -26,6 +27,7 @@ export interface BlobOptions {
   readonly lease: LeaseShare;
   readonly warn: (error: PullError) => void;
   readonly downloaded: (seconds: number) => void;
+  readonly trace: BlobTrace;
 }
 
 /** What becomes of the spool in the end. */
@@ -61,7 +63,10 @@ export class Blob implements AsyncDisposable {
 
   static async start(options: BlobOptions, signal: AbortSignal): Promise<Blob> {
     try {
-      const held = await options.spools.take(options.descriptor, options.urgency, signal);
+      const { spools, descriptor, urgency, trace } = options;
+      const held = await trace.spans.of("open", () => spools.take(descriptor, urgency, trace.spans, signal));
+      const missing = held.spool.missing().reduce((sum, { start, end }) => sum + end - start, 0);
+      trace.presentBytes = descriptor.size - missing;
       failpoint("spool-taken");
       return new Blob(options, held, signal);
     } catch (error) {
@@ -133,8 +138,9 @@ export class Blob implements AsyncDisposable {
   }
 
   async #download(start: () => void, signal: AbortSignal): Promise<void> {
-    const { descriptor, repository, permits, downloaded } = this.#options;
+    const { descriptor, repository, permits, downloaded, trace } = this.#options;
     const announced: RequestPermits = {
+      ...permits,
       acquire: async (host, requestSignal) => {
         const permit = await permits.acquire(host, requestSignal);
         start();
@@ -143,7 +149,7 @@ export class Blob implements AsyncDisposable {
     };
     const began = performance.now();
     try {
-      await repository.download(descriptor, this.spool, announced, signal);
+      await trace.spans.of("download", () => repository.download(descriptor, this.spool, announced, signal));
       downloaded((performance.now() - began) / 1000);
     } catch (error) {
       this.#failure = PullError.from(error);

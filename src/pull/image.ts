@@ -7,11 +7,13 @@
 
 import type { Containerd, Holdable, Labels } from "../containerd/containerd.ts";
 import type { Demand } from "../demand.ts";
-import { type ErrorCode, PullError, throwIfAborted, whileNotAborted } from "../errors.ts";
+import { PullError, throwIfAborted, whileNotAborted } from "../errors.ts";
 import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Repository, Resolved } from "../registry/registry.ts";
+import type { ImageTrace, LayerTrace, Vitals } from "../trace.ts";
+import { clearUp, finishBlobs, finishBroken, type Made, stopUnfinished } from "./aftermath.ts";
 import { Holdings, holdableOf } from "./holdings.ts";
 import { instanceLabel } from "./instance.ts";
 import type { Keep } from "./journal.ts";
@@ -52,6 +54,8 @@ export interface ImageOptions {
   /** Images that were pulled before; absent where registration is left to containerd's PullImage in any case. */
   readonly memory: Memory | undefined;
   readonly events: PullEvents;
+  readonly trace: ImageTrace;
+  readonly vitals: () => Vitals;
 }
 
 export class Image implements AsyncDisposable {
@@ -97,7 +101,7 @@ export class Image implements AsyncDisposable {
   /** Gives everything back: kept layers are adopted, the rest is dropped, and the lease is deleted last. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#asking?.[Symbol.dispose]();
-    if (this.failure) await this.#finishBroken(this.failure);
+    if (this.failure) await finishBroken(this.#made, this.failure);
     await Promise.all(this.#layers.map((layer) => layer[Symbol.asyncDispose]()));
     await (await this.#lease?.catch(() => undefined))?.[Symbol.asyncDispose]();
   }
@@ -107,14 +111,16 @@ export class Image implements AsyncDisposable {
     failpoint("resolved");
     if (this.registered) return;
     const [planned, lease] = await this.#timed("plan", () => this.#plan(resolved, signal));
-    const { reference, site, memory, ahead, given, containerd } = this.#options;
+    const { reference, site, memory, ahead, given, containerd, trace, vitals } = this.#options;
     const wanted = memory && registrationOf(reference, planned, site.facts);
     const registration = wanted && isTaken(planned) ? wanted : undefined;
     const names = given?.names ?? (ahead?.isListed === true ? "digest" : undefined);
     const listing = names && listingOf(reference, planned, site.facts, { names, source: this.#source() });
     const labels = registration?.labels ?? listing?.labels;
+    trace.before = vitals();
     await this.#timed("layers", () => this.#fill(planned, labels, lease, signal));
-    await this.#timed("blobs", () => this.#finishBlobs(this.#keep()));
+    trace.after = vitals();
+    await this.#timed("blobs", () => finishBlobs(this.#layers, this.#keep()));
     failpoint("complete");
     if (listing) {
       await list(listing, given ? "any" : this.#former, containerd.records, signal);
@@ -127,14 +133,14 @@ export class Image implements AsyncDisposable {
 
   async #timed<T>(stage: Stage, work: () => Promise<T>): Promise<T> {
     const began = performance.now();
-    const result = await work();
+    const result = await this.#options.trace.spans.of(stage, work);
     this.#options.events.stage(stage, (performance.now() - began) / 1000);
     return result;
   }
 
   /** The registry is asked in any case, for the caller's right to the image; meanwhile containerd is asked what it has. */
   async #resolve(signal: AbortSignal): Promise<Resolved> {
-    const { reference, containerd, repository, site, memory, ahead } = this.#options;
+    const { reference, containerd, repository, site, memory, ahead, trace } = this.#options;
     const remembered = memory?.of(reference, site.facts);
     const record = remembered?.registration.record ?? (await containerd.records.image(reference.name));
     this.#former = record?.target;
@@ -143,7 +149,9 @@ export class Image implements AsyncDisposable {
       void this.#openLease().catch(() => {});
     }
     const [resolved, present] = await Promise.all([
-      repository.resolve(record !== undefined || ahead?.isKnown === true, signal),
+      trace.spans.of("registry", () =>
+        repository.resolve(record !== undefined || ahead?.isKnown === true, signal),
+      ),
       record && this.#findPresent(remembered, record.target),
     ]);
     if (present && (await isCurrent(present, resolved.descriptor, containerd))) {
@@ -184,14 +192,15 @@ export class Image implements AsyncDisposable {
   }
 
   async #plan({ descriptor: target, body }: Resolved, signal: AbortSignal): Promise<[Plan, LeaseShare]> {
-    const { site, repository } = this.#options;
+    const { site, repository, trace } = this.#options;
     const share = await this.#openLease();
     const planned = await plan(target, async (descriptor, bytesMax) => {
       if (descriptor === target && body) return { bytes: body, isStored: false };
       // Held after it was read: what matters is that it stays.
       const stored = await readStored(descriptor, site.facts.contentRoot);
       if (stored && (await share.lease.holdContent(descriptor))) return { bytes: stored, isStored: true };
-      return { bytes: await repository.fetch(descriptor, bytesMax, signal), isStored: false };
+      const fetched = trace.spans.of("registry", () => repository.fetch(descriptor, bytesMax, signal));
+      return { bytes: await fetched, isStored: false };
     });
     return [planned, share];
   }
@@ -202,6 +211,7 @@ export class Image implements AsyncDisposable {
     const { registration } = known;
     try {
       const began = performance.now();
+      using _span = this.#options.trace.spans.begin("register");
       if (!(await register(registration, containerd.records, signal))) return;
       memory?.keep(reference, site.facts, known);
       events.stage("register", (performance.now() - began) / 1000);
@@ -242,7 +252,7 @@ export class Image implements AsyncDisposable {
   }
 
   async #complete({ layers }: Plan, lease: LeaseShare, signal: AbortSignal): Promise<void> {
-    const { name, work, repository, site, demand } = this.#options;
+    const { name, work, repository, site, demand, trace } = this.#options;
     const present = await countPresent(layers, lease.lease, signal);
     const holdings = new Holdings(this.#options, lease.lease);
     const unkept = await holdings.findUnkept(layers.slice(0, present));
@@ -251,6 +261,7 @@ export class Image implements AsyncDisposable {
     const room = await holdings.fit(this.#missing);
     throwIfAborted(signal);
     const shares: Share<Layer>[] = [];
+    const traces: LayerTrace[] = [];
     let parent: LayerRequest["parent"];
     for (const [index, layer] of layers.entries()) {
       let committed: Promise<unknown> = Promise.resolve();
@@ -270,11 +281,15 @@ export class Image implements AsyncDisposable {
           pace: this.#pace,
         });
         shares.push(share);
+        const made = work.traceOf(layer.chainID);
+        if (made) traces.push(made);
         committed = share.result;
       }
       parent = { chainID: layer.chainID, committed };
     }
     this.#layers = shares;
+    trace.layers = traces;
+    trace.presentLayers = layers.length - traces.length;
     // Its downloads count by themselves from now on.
     this.#asking?.[Symbol.dispose]();
     await whileNotAborted(Promise.all(shares.map((share) => share.result)), signal);
@@ -294,54 +309,12 @@ export class Image implements AsyncDisposable {
     return given ? {} : sourceOf(reference);
   }
 
-  async #finishBlobs(keep: Keep | undefined): Promise<void> {
-    for (const share of this.#layers) await (await share.result).finishBlob(keep);
+  async #stop(failure: PullError): Promise<void> {
+    this.#layers = await stopUnfinished(this.#layers);
+    await clearUp(this.#made, failure);
   }
 
-  /** After a failure: stops what is unfinished, but holds what is committed for containerd's own attempt. */
-  async #stop({ code }: PullError): Promise<void> {
-    const finished = new Set<Share<Layer>>();
-    for (const share of this.#layers) {
-      share.result.then(
-        () => finished.add(share),
-        () => {},
-      );
-    }
-    // The handlers of promises that are settled already have run after one turn of the event loop.
-    await new Promise((resolve) => {
-      setImmediate(resolve);
-    });
-    const unfinished = this.#layers.filter((share) => !finished.has(share));
-    this.#layers = [...finished];
-    await Promise.all(unfinished.map((share) => share[Symbol.asyncDispose]()));
-    const { keepLayers, site } = this.#options;
-    if (!keepLayers && !resumable.has(code)) await this.#dropBlobs();
-    const { spools } = site;
-    if (code === "exhausted" && !this.isAhead) await spools.drop();
-    else if (!resumable.has(code))
-      await spools.drop(this.#missing.map(({ descriptor }) => descriptor.digest));
-  }
-
-  /** Nobody needs the blob of a committed layer where layers are not kept. */
-  async #dropBlobs(): Promise<void> {
-    await this.#finishBlobs(undefined);
-    const own = this.#layers.filter((share) => !share.isShared());
-    await Promise.all(own.map(async (share) => (await share.result).dropBlob()));
-  }
-
-  /**
-   * What becomes of the blobs behind the committed layers of a pull that failed, once containerd has made its own
-   * attempt: it fetches no layer whose snapshot is there, so for an image that it made they are kept as if we had made
-   * it. Otherwise they stay parked only where another attempt may get further.
-   */
-  async #finishBroken({ code }: PullError): Promise<void> {
-    const { containerd, reference } = this.#options;
-    if (this.#layers.length === 0 || code === "cancelled") return;
-    const record = await containerd.records.image(reference.name).catch(() => undefined);
-    if (record) await this.#finishBlobs(this.#keep());
-    else if (!resumable.has(code)) await this.#finishBlobs(undefined);
+  get #made(): Made {
+    return { image: this.#options, layers: this.#layers, missing: this.#missing, keep: this.#keep() };
   }
 }
-
-/** Failures after which the same bytes are likely to be asked for again, and not by containerd alone. */
-const resumable: ReadonlySet<ErrorCode> = new Set(["cancelled", "unavailable", "slow"]);

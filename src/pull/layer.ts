@@ -14,6 +14,7 @@ import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
 import { removeTree } from "../removal.ts";
 import type { Selinux } from "../selinux.ts";
+import type { LayerTrace } from "../trace.ts";
 import type { Blob } from "./blob.ts";
 import type { Keep } from "./journal.ts";
 import type { LeaseShare } from "./lease.ts";
@@ -50,6 +51,7 @@ export interface LayerOptions {
   readonly staging: string;
   readonly unpacked: (layer: UnpackedLayer) => void;
   readonly committed: (seconds: number) => void;
+  readonly trace: LayerTrace;
 }
 
 /** A committed layer. Held by every pull that needs it until that pull is over; then lease and blob are let go. */
@@ -107,10 +109,10 @@ export class Layer implements AsyncDisposable {
       failpoint("unpacked");
       // The bytes are right, and all that may still be wanted of them is a place in the content store.
       this.#offer = this.#options.offer(() => void this.#letGo());
-      const { parent } = this.#options;
-      if (parent) await whileNotAborted(parent.committed, signal);
+      const { parent, trace } = this.#options;
+      if (parent) await trace.spans.of("parent", () => whileNotAborted(parent.committed, signal));
       const began = performance.now();
-      await this.#commit(unpacked, signal);
+      await trace.spans.of("commit", () => this.#commit(unpacked, signal));
       this.#options.committed((performance.now() - began) / 1000);
     } finally {
       await removeTree(staging);
@@ -160,13 +162,17 @@ export class Layer implements AsyncDisposable {
 
   /** Undefined when the worker was given up to somebody who needs it more. */
   async #attempt(blob: Blob, signal: AbortSignal): Promise<UnpackedLayer | undefined> {
-    const { descriptor, diffID, demand, engine, limits, staging, parent, isWorkerWanted } = this.#options;
-    using _worker = await this.#options.worker(signal);
+    const { descriptor, diffID, demand, engine, limits, staging, parent, isWorkerWanted, trace } =
+      this.#options;
+    using _worker = await trace.spans.of("worker", () => this.#options.worker(signal));
     await mkdir(staging, { mode: 0o755 });
     using stall = new Stall(blob.spool, isWorkerWanted);
     try {
       const job = { spool: blob.spool.view, staging, descriptor, diffID, base: parent === undefined, limits };
-      const unpacked = await engine.unpack(job, AbortSignal.any([signal, stall.signal]), demand);
+      const either = AbortSignal.any([signal, stall.signal]);
+      const unpacked = await trace.spans.of("unpack", () => engine.unpack(job, either, demand));
+      const { bytes, entries, waitedMs, cpuMs } = unpacked;
+      trace.unpacked = { bytes, entries, waitedMs, cpuMs };
       this.#options.unpacked(unpacked);
       return unpacked;
     } catch (error) {
@@ -179,7 +185,7 @@ export class Layer implements AsyncDisposable {
   }
 
   async #commit(unpacked: UnpackedLayer, signal: AbortSignal): Promise<void> {
-    const { chainID, parent, labels, lease } = this.#options;
+    const { chainID, parent, labels, lease, trace } = this.#options;
     let snapshot: PreparedSnapshot;
     try {
       snapshot = await lease.lease.prepareSnapshot(chainID, parent?.chainID, labels);
@@ -191,7 +197,7 @@ export class Layer implements AsyncDisposable {
       failpoint("prepared");
       throwIfAborted(signal);
       await this.#place(snapshot, unpacked, signal);
-      await this.#options.settle(snapshot.upperdir);
+      await trace.spans.of("settle", () => this.#options.settle(snapshot.upperdir));
       failpoint("placed");
       throwIfAborted(signal);
       await lease.lease.commitSnapshot(snapshot, chainID);

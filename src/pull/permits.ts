@@ -4,11 +4,14 @@
 // first and then the one that waited longest. A waiter whose limit is full never holds up another.
 
 import { abortError, throwIfAborted } from "../errors.ts";
+import { Waits } from "../trace.ts";
 import { enqueue, reorder, type Urgency } from "./urgency.ts";
 
-/** A limit is a name, under which permits are counted, and the most of them that may be out at once, which may change. */
+/** A name, under which permits are counted, and the most of them that may be out at once, which may change. */
 export interface Limit {
   readonly name: string;
+  /** What whoever waits for it is noted to have waited for; its name, where nothing else is said. */
+  readonly key?: string;
   readonly max: number;
 }
 
@@ -22,6 +25,9 @@ interface Waiter {
   readonly limits: readonly Limit[];
   readonly urgency: Urgency;
   readonly grant: (permit: Permit) => void;
+  readonly waits: Waits;
+  /** The first of its limits that is full, since when. */
+  full: { readonly key: string; readonly sinceMs: number } | undefined;
 }
 
 export class Permits {
@@ -42,18 +48,24 @@ export class Permits {
   }
 
   /** Waits for a permit; rejects with `cancelled` (or the signal's PullError) when the signal is aborted first. */
-  async acquire(limits: readonly Limit[], urgency: Urgency, signal: AbortSignal): Promise<Permit> {
+  async acquire(
+    limits: readonly Limit[],
+    urgency: Urgency,
+    signal: AbortSignal,
+    waits = new Waits(),
+  ): Promise<Permit> {
     throwIfAborted(signal);
     return await new Promise<Permit>((resolve, reject) => {
       const onAbort = (): void => {
         this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        note(waiter, undefined);
         reject(abortError(signal));
       };
       const grant = (permit: Permit): void => {
         signal.removeEventListener("abort", onAbort);
         resolve(permit);
       };
-      const waiter: Waiter = { limits, urgency, grant };
+      const waiter: Waiter = { limits, urgency, grant, waits, full: undefined };
       signal.addEventListener("abort", onAbort, { once: true });
       enqueue(this.#waiters, waiter);
       this.#grantWhatFits();
@@ -70,7 +82,9 @@ export class Permits {
     for (let index = 0; index < this.#waiters.length; ) {
       const waiter = this.#waiters[index];
       if (waiter === undefined) return;
-      if (waiter.limits.every((limit) => this.count(limit.name) < limit.max)) {
+      const full = waiter.limits.find((limit) => this.count(limit.name) >= limit.max);
+      note(waiter, full && (full.key ?? full.name));
+      if (full === undefined) {
         this.#waiters.splice(index, 1);
         waiter.grant(this.#take(waiter.limits));
       } else {
@@ -96,4 +110,12 @@ export class Permits {
       [Symbol.dispose]: () => giveBack([...held]),
     };
   }
+}
+
+/** Counts what was waited for until now, and remembers what is waited for from now on. */
+function note(waiter: Waiter, key: string | undefined): void {
+  if (waiter.full?.key === key) return;
+  const now = performance.now();
+  if (waiter.full) waiter.waits.add(waiter.full.key, now - waiter.full.sinceMs);
+  waiter.full = key === undefined ? undefined : { key, sinceMs: now };
 }

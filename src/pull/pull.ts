@@ -13,6 +13,7 @@ import type { LayerEngine, LayerLimits } from "../layer/layer.ts";
 import type { Digest } from "../oci/digest.ts";
 import { parseReference, type Reference } from "../oci/reference.ts";
 import type { Credentials, Registry, Repository } from "../registry/registry.ts";
+import { ImageTrace, type PullTrace, type Vitals } from "../trace.ts";
 import { Image } from "./image.ts";
 import type { Names } from "./listing.ts";
 import { Memory } from "./presence.ts";
@@ -46,6 +47,8 @@ export interface PullLimits {
   /** Cores that unpacking may keep busy. */
   readonly cores: number;
   readonly ahead: AheadLimits;
+  /** `unpacksMax` is what was found to be good for this machine, and no number that somebody has set. */
+  readonly areUnpacksTuned: boolean;
   /** Layers are on disk before they are committed (`unpack.durability = "syncfs"`). */
   readonly durable: boolean;
 }
@@ -66,6 +69,8 @@ export interface PullerOptions {
   /** Whether image records are made here, on such a containerd. */
   readonly registersDirectly: (facts: ContainerdFacts) => boolean;
   readonly events: PullEvents;
+  /** What the machine has done until now. */
+  readonly vitals: () => Vitals;
 }
 
 /** An image that containerd answers for, down to its records: by this pull, or since an earlier one. */
@@ -93,6 +98,14 @@ export interface Given {
   readonly spare: Spare;
 }
 
+/** Of a pull that a CRI call asks for. */
+export interface Observed {
+  /** False where nobody waits for the image itself: then it comes behind all those for which somebody does. */
+  readonly isAwaited?: boolean;
+  /** Is told what image it comes to share. */
+  readonly trace?: PullTrace | undefined;
+}
+
 export type Spare = (volume: Volume) => number;
 
 /** A pull's result: while it is held, everything is protected from garbage collection. */
@@ -112,15 +125,14 @@ export interface Puller {
   /**
    * Fetches and unpacks all that is missing, so that containerd's own PullImage of the same reference with the same
    * credentials only has to look; or not even that, see {@link Pulled.registered}. Never rejects. Disposing returns at once; adoption of kept layers and the deletion
-   * of the lease go on behind it. Aborting ends the caller's wait, and the work too when nobody else wants it. Where it is
-   * said that nobody waits for the image itself, it comes behind all those for which somebody does.
+   * of the lease go on behind it. Aborting ends the caller's wait, and the work too when nobody else wants it.
    */
   pull(
     reference: string,
     site: Site,
     credentials: Credentials | undefined,
     signal: AbortSignal,
-    isAwaited?: boolean,
+    more?: Observed,
   ): Promise<Pulled>;
   /**
    * The same for whoever only expects that it will be wanted: behind all that is waited for, whose pulls join what it has
@@ -133,6 +145,7 @@ export interface Puller {
     credentials: Credentials | undefined,
     ahead: Ahead,
     signal: AbortSignal,
+    trace?: PullTrace,
   ): Promise<Pulled>;
   /** The same for an image that is given, which is then listed whatever its name has stood for. */
   load(reference: string, site: Site, given: Given, signal: AbortSignal): Promise<Pulled>;
@@ -151,7 +164,7 @@ class NodePuller implements Puller {
   readonly #work: Work;
   readonly #images = new Sharing<Image>();
   /** Of images on their way, by the keys that they are shared under. */
-  readonly #demands = new Map<string, Demand>();
+  readonly #underway = new Map<string, { readonly demand: Demand; readonly trace: ImageTrace }>();
   readonly #memory = new Memory();
   /** Results that somebody holds, and what goes on after they were given back. */
   readonly #unsettled = new Set<Promise<void>>();
@@ -167,9 +180,9 @@ class NodePuller implements Puller {
     site: Site,
     credentials: Credentials | undefined,
     signal: AbortSignal,
-    isAwaited = true,
+    { isAwaited = true, trace }: Observed = {},
   ): Promise<Pulled> {
-    return await this.#pull({ text: reference, site, credentials, isAwaited }, signal);
+    return await this.#pull({ text: reference, site, credentials, isAwaited, trace }, signal);
   }
 
   async pullAhead(
@@ -178,8 +191,9 @@ class NodePuller implements Puller {
     credentials: Credentials | undefined,
     ahead: Ahead,
     signal: AbortSignal,
+    trace?: PullTrace,
   ): Promise<Pulled> {
-    return await this.#pull({ text: reference, site, credentials, isAwaited: false, ahead }, signal);
+    return await this.#pull({ text: reference, site, credentials, isAwaited: false, ahead, trace }, signal);
   }
 
   async load(reference: string, site: Site, given: Given, signal: AbortSignal): Promise<Pulled> {
@@ -196,7 +210,7 @@ class NodePuller implements Puller {
       const reference = parseReference(wanted.text);
       const key = this.#keyOf(reference, wanted);
       const isFirst = !this.#images.has(key);
-      if (wanted.isAwaited) this.#demands.get(key)?.raise();
+      if (wanted.isAwaited) this.#underway.get(key)?.demand.raise();
       share = this.#join(key, reference, wanted);
       let image = await whileNotAborted(share.result, signal);
       if (image.failure && image.isAhead && wanted.ahead === undefined) {
@@ -250,32 +264,46 @@ class NodePuller implements Puller {
   }
 
   #join(key: string, reference: Reference, wanted: Wanted): Share<Image> {
-    const { site, credentials, isAwaited, ahead, given } = wanted;
-    const { containerd, registry, keepLayers, registersDirectly, events } = this.#options;
-    return this.#images.join(key, async (signal) => {
-      this.#pulls += 1;
-      const demand = new Demand(isAwaited);
-      this.#demands.set(key, demand);
-      const image = await Image.pull(
-        {
-          reference,
-          name: `pull ${this.#pulls}`,
-          site,
-          containerd,
-          repository: given?.repository ?? registry.repository(reference, credentials),
-          work: this.#work,
-          demand,
-          ahead,
-          given,
-          keepLayers: keepLayers(site.facts),
-          memory: ahead || given || !registersDirectly(site.facts) ? undefined : this.#memory,
-          events,
-        },
-        signal,
-      );
-      if (this.#demands.get(key) === demand) this.#demands.delete(key);
+    const { isAwaited, trace } = wanted;
+    if (trace) trace.isJoined = this.#images.has(key);
+    const share = this.#images.join(key, async (signal) => {
+      const begun = { demand: new Demand(isAwaited), trace: new ImageTrace() };
+      this.#underway.set(key, begun);
+      const image = await this.#image(reference, wanted, begun, signal);
+      if (this.#underway.get(key) === begun) this.#underway.delete(key);
       return image;
     });
+    if (trace) trace.image = this.#underway.get(key)?.trace;
+    return share;
+  }
+
+  async #image(
+    reference: Reference,
+    { site, credentials, ahead, given }: Wanted,
+    { demand, trace }: { readonly demand: Demand; readonly trace: ImageTrace },
+    signal: AbortSignal,
+  ): Promise<Image> {
+    const { containerd, registry, keepLayers, registersDirectly, events, vitals } = this.#options;
+    this.#pulls += 1;
+    return await Image.pull(
+      {
+        reference,
+        name: `pull ${this.#pulls}`,
+        site,
+        containerd,
+        repository: given?.repository ?? registry.repository(reference, credentials),
+        work: this.#work,
+        demand,
+        ahead,
+        given,
+        keepLayers: keepLayers(site.facts),
+        memory: ahead || given || !registersDirectly(site.facts) ? undefined : this.#memory,
+        events,
+        trace,
+        vitals,
+      },
+      signal,
+    );
   }
 
   #later(work: PromiseLike<void>): void {
@@ -301,6 +329,7 @@ interface Wanted {
   readonly isAwaited: boolean;
   readonly ahead?: Ahead;
   readonly given?: Given;
+  readonly trace?: PullTrace | undefined;
 }
 
 /** Equal for equal references with equal credentials; the credentials are in it only as a hash. */

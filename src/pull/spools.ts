@@ -13,6 +13,7 @@ import { failpoint } from "../failpoint.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import { type Digest, hexOf } from "../oci/digest.ts";
 import { mergeRanges, Spool } from "../spool.ts";
+import type { Spans } from "../trace.ts";
 import { Journal, type Keep, type Recorded, readBootId, readJournal } from "./journal.ts";
 import { Quota } from "./quota.ts";
 import {
@@ -71,19 +72,15 @@ export class Spools implements AsyncDisposable {
   }
 
   /** Waits for room, lower urgency first. Throws `exhausted` for a blob that is larger than all the room there is. */
-  async take(descriptor: Descriptor, urgency: Urgency, signal: AbortSignal): Promise<HeldSpool> {
+  async take(blob: Descriptor, urgency: Urgency, spans: Spans, signal: AbortSignal): Promise<HeldSpool> {
     const { bytesMax } = this.#options.limits;
-    if (descriptor.size > bytesMax) {
-      throw new PullError(
-        "exhausted",
-        `layer ${descriptor.digest} has ${descriptor.size} bytes, over content.spool_max_size (${bytesMax})`,
-      );
-    }
-    const room = await this.#quota.reserve(descriptor.size, urgency, signal);
+    const why = `layer ${blob.digest} has ${blob.size} bytes, over content.spool_max_size (${bytesMax})`;
+    if (blob.size > bytesMax) throw new PullError("exhausted", why);
+    const room = await spans.of("room", () => this.#quota.reserve(blob.size, urgency, signal));
     try {
-      const former = this.#reclaim(descriptor);
+      const former = this.#reclaim(blob);
       await this.#evict(bytesMax - this.#quota.reservedBytes);
-      return await this.#open(descriptor, former, room);
+      return await this.#open(blob, former, room);
     } catch (error) {
       room[Symbol.dispose]();
       throw error;

@@ -2,24 +2,21 @@
 
 import { join } from "node:path";
 import { Demand } from "../demand.ts";
-import { PullError, throwIfAborted } from "../errors.ts";
+import { PullError } from "../errors.ts";
 import type { LayerEngine } from "../layer/layer.ts";
 import type { Digest } from "../oci/digest.ts";
-import { Bandwidth } from "../registry/bandwidth.ts";
-import type { Repository, RequestPermits, Yielding } from "../registry/registry.ts";
+import type { Repository } from "../registry/registry.ts";
+import { BlobTrace, LayerTrace } from "../trace.ts";
 import { Blob, type BlobOptions } from "./blob.ts";
 import type { Keep } from "./journal.ts";
 import { Layer, type LayerOptions } from "./layer.ts";
 import type { LeaseShare } from "./lease.ts";
-import { type Limit, type Permit, Permits } from "./permits.ts";
 import type { PlannedLayer } from "./plan.ts";
-import { Precedence } from "./precedence.ts";
 import type { PullEvents, PullLimits } from "./pull.ts";
 import { orAnew, type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import type { Room } from "./space.ts";
-import { Tuning } from "./tuning.ts";
-import type { Urgency } from "./urgency.ts";
+import { aheadUrgency, Turns, urgencyOf } from "./turns.ts";
 
 /** What an image brings along when it asks for one of its layers. */
 export interface LayerRequest {
@@ -40,31 +37,20 @@ export interface LayerRequest {
   readonly pace: LayerOptions["pace"];
 }
 
-/** What is ahead of need comes behind whatever is awaited. */
-const aheadUrgency = 1e6;
-
-/** References name hosts, and anybody may make those up. */
-const tuningsMax = 256;
-
-interface TunedHost {
-  /** For those that are counted apart, and for all others (""). */
-  readonly limitOf: (apart: string) => Limit;
-  /** Undefined where the number is given. */
-  readonly tuning?: Tuning;
+/** Something that pulls share, while it goes on. */
+interface Underway<Trace> {
+  /** Awaited as soon as one of those who share it is. */
+  readonly demand: Demand;
+  readonly trace: Trace;
 }
 
 export class Work {
   readonly #engine: LayerEngine;
   readonly #limits: PullLimits;
   readonly #events: PullEvents;
-  readonly #permits = new Permits();
-  readonly #precedence: Precedence;
-  /** Of what is fetched ahead of need, beside that of all. */
-  readonly #aheadBandwidth: Bandwidth | undefined;
-  /** Of layers and blobs under way, by their keys: awaited as soon as one of those who share them is. */
-  readonly #demands = new Map<string, Demand>();
-  /** By host, the one asked last at the end. */
-  readonly #tunings = new Map<string, Tuning>();
+  readonly #turns: Turns;
+  readonly #layersUnderway = new Map<string, Underway<LayerTrace>>();
+  readonly #blobsUnderway = new Map<string, Underway<BlobTrace>>();
   readonly #layers = new Sharing<Layer>();
   readonly #blobs = new Sharing<Blob>();
   /** Numbers the paths in staging, so that two attempts at the same thing never meet. */
@@ -74,38 +60,46 @@ export class Work {
     this.#engine = engine;
     this.#limits = limits;
     this.#events = events;
-    const { bytesPerSecond } = limits.ahead;
-    this.#aheadBandwidth = bytesPerSecond === undefined ? undefined : new Bandwidth(bytesPerSecond);
-    this.#precedence = new Precedence(limits.cores, {
-      given: () => this.#permits.review(),
-      cores: (areTaken) => this.#engine.pause(areTaken),
+    this.#turns = new Turns(limits, {
+      inFlight: (what, count) => events.inFlight(what, count),
+      pause: (isPaused) => engine.pause(isPaused),
     });
   }
 
   /** An image asks a registry, or has its records made, until this is disposed of; see {@link Precedence}. */
   asking(demand: Demand): Disposable {
-    return this.#precedence.claim("asking", demand);
+    return this.#turns.claim("asking", demand);
   }
 
   /** Joins or starts the work that ends in this layer's committed snapshot. */
   layer(request: LayerRequest): Share<Layer> {
     const { chainID } = request.layer;
-    const isOthers = request.demand.isAwaited && this.#demands.get(chainID)?.isAwaited === false;
-    this.#join(chainID, request.demand);
+    const underway = this.#layersUnderway.get(chainID);
+    const isOthers = request.demand.isAwaited && underway?.demand.isAwaited === false;
+    follow(request.demand, underway);
     const share = (): Share<Layer> =>
       this.#layers.join(chainID, async (signal) => {
-        const demand = this.#begin(chainID, request.demand);
+        const demand = this.#demandFor(request.demand);
+        const { digest, size } = request.layer.descriptor;
+        const trace = new LayerTrace(chainID, request.index, new BlobTrace(digest, size));
+        const begun = { demand, trace };
+        this.#layersUnderway.set(chainID, begun);
         try {
-          return await this.#makeLayer(request, demand, signal);
+          return await this.#makeLayer(request, begun, signal);
         } finally {
-          this.#end(chainID, demand);
+          leave(this.#layersUnderway, chainID, begun);
         }
       });
     return isOthers ? orAnew(share) : share();
   }
 
-  #layerOptions(request: LayerRequest, demand: Demand): LayerOptions {
-    const { layer, parent, site, room } = request;
+  /** Of a layer that is being made. */
+  traceOf(chainID: Digest): LayerTrace | undefined {
+    return this.#layersUnderway.get(chainID)?.trace;
+  }
+
+  #layerOptions(request: LayerRequest, { demand, trace }: Underway<LayerTrace>): LayerOptions {
+    const { layer, parent, site, room, image, index } = request;
     return {
       ...layer,
       parent,
@@ -114,14 +108,15 @@ export class Work {
       selinux: site.selinux,
       limits: this.#limits.layer,
       lease: request.lease.share(),
-      blob: () => this.#blob(request, demand),
+      blob: () => this.#blob(request, { demand, trace }),
       keep: request.keep,
       offer: (release) => (room === "tight" ? atOnce(release) : site.spools.offer(release)),
       settle: async (upperdir) => {
         if (this.#limits.durable || site.facts.syncsLayers) await this.#engine.sync(upperdir);
       },
-      worker: (until) => this.#worker(request, demand, until),
-      isWorkerWanted: () => this.#permits.isWanted(demand.isAwaited ? "unpacks" : "unpacks ahead"),
+      worker: (until) => this.#turns.worker({ image, index, demand }, trace.waits, until),
+      isWorkerWanted: () => this.#turns.isWorkerWanted(demand),
+      trace,
       pace: request.pace,
       staging: this.#path(site.instance.staging),
       unpacked: (unpacked) => {
@@ -137,28 +132,19 @@ export class Work {
     return this.#layers.has(chainID);
   }
 
-  /** What is under way under this key is awaited as soon as this is. */
-  #join(key: string, wanted: Demand): void {
-    const demand = this.#demands.get(key);
-    if (demand) wanted.follow(() => demand.raise());
-  }
-
-  #begin(key: string, wanted: Demand): Demand {
+  /** Of something that is begun now, for whoever wants it first. */
+  #demandFor(wanted: Demand): Demand {
     const demand = new Demand(wanted.isAwaited);
-    this.#demands.set(key, demand);
-    demand.follow(() => this.#permits.review());
+    demand.follow(() => this.#turns.review());
     wanted.follow(() => demand.raise());
     return demand;
   }
 
-  #end(key: string, demand: Demand): void {
-    if (this.#demands.get(key) === demand) this.#demands.delete(key);
-  }
-
   /** For as long as nobody waits for it, it is given up when somebody else needs its spool's room. */
-  async #makeLayer(request: LayerRequest, demand: Demand, signal: AbortSignal): Promise<Layer> {
-    const options = this.#layerOptions(request, demand);
-    using _claim = this.#precedence.claim("layers", demand);
+  async #makeLayer(request: LayerRequest, begun: Underway<LayerTrace>, signal: AbortSignal): Promise<Layer> {
+    const { demand } = begun;
+    const options = this.#layerOptions(request, begun);
+    using _claim = this.#turns.claim("layers", demand);
     if (demand.isAwaited) return await Layer.make(options, signal);
     const given = new AbortController();
     using offer = request.site.spools.offer(() => {
@@ -169,19 +155,21 @@ export class Work {
     return await Layer.make(options, AbortSignal.any([signal, given.signal]));
   }
 
-  #blob(request: LayerRequest, wanted: Demand): Share<Blob> {
-    const { digest } = request.layer.descriptor;
-    this.#join(digest, wanted);
-    return this.#blobs.join(digest, async (signal) => {
-      const demand = this.#begin(digest, wanted);
+  #blob(request: LayerRequest, layer: Underway<LayerTrace>): Share<Blob> {
+    const { digest, size } = request.layer.descriptor;
+    follow(layer.demand, this.#blobsUnderway.get(digest));
+    const share = this.#blobs.join(digest, async (signal) => {
+      const demand = this.#demandFor(layer.demand);
+      const begun = { demand, trace: new BlobTrace(digest, size) };
+      this.#blobsUnderway.set(digest, begun);
       using _raised = demand.follow(() => request.site.spools.review());
-      const claim = this.#precedence.claim("downloads", demand);
+      const claim = this.#turns.claim("downloads", demand);
       const end = (): void => {
         claim[Symbol.dispose]();
-        this.#end(digest, demand);
+        leave(this.#blobsUnderway, digest, begun);
       };
       try {
-        const blob = await Blob.start(this.#blobOptions(request, demand), signal);
+        const blob = await Blob.start(this.#blobOptions(request, begun), signal);
         void blob.settled.finally(end);
         return blob;
       } catch (error) {
@@ -189,141 +177,22 @@ export class Work {
         throw error;
       }
     });
+    layer.trace.blob = this.#blobsUnderway.get(digest)?.trace ?? layer.trace.blob;
+    return share;
   }
 
-  #blobOptions(request: LayerRequest, demand: Demand): BlobOptions {
+  #blobOptions(request: LayerRequest, { demand, trace }: Underway<BlobTrace>): BlobOptions {
+    const { image, index } = request;
     return {
       descriptor: request.layer.descriptor,
       repository: request.repository,
-      permits: this.#requests(request, demand),
+      permits: this.#turns.requests({ image, index, demand }, trace),
       lease: request.lease.share(),
       spools: request.site.spools,
-      urgency: urgencyOf(request.index, demand),
+      urgency: urgencyOf(index, demand),
       warn: (error) => this.#events.warn(error),
       downloaded: (seconds) => this.#events.stage("download", seconds),
-    };
-  }
-
-  #requests({ image, index }: LayerRequest, demand: Demand): RequestPermits {
-    const limits = this.#limits;
-    return {
-      acquire: async (host, signal) => {
-        const tuning = this.#tuningOf(host);
-        // Counted apart: whoever keeps back may hold what it has, and nobody who is awaited waits for it.
-        const apart = demand.isAwaited ? "" : " ahead";
-        const all = { name: "downloads", max: limits.downloadsMax };
-        const counted: Limit[] = [
-          demand.isAwaited ? all : this.#aheadLimit("downloads ahead", all.max, demand),
-          { name: `downloads${apart} of ${image}`, max: limits.downloadsPerImageMax },
-          tuning.limitOf(apart),
-        ];
-        const permit = await this.#permit("downloads", counted, urgencyOf(index, demand), signal);
-        const request = demand.isAwaited ? undefined : this.#precedence.request(demand);
-        return {
-          // The host's and the image's own limits still count it.
-          slow: () => permit.lend(`downloads${apart}`),
-          answered: (timeMs) => tuning.tuning?.answered(timeMs),
-          received: (bytes) => {
-            if (tuning.tuning?.received(bytes)) this.#permits.review();
-          },
-          troubled: () => tuning.tuning?.troubled(),
-          ...(request && { yielding: this.#yielding(request.signal, demand) }),
-          [Symbol.dispose]: () => {
-            request?.[Symbol.dispose]();
-            permit[Symbol.dispose]();
-          },
-        };
-      },
-    };
-  }
-
-  #yielding(revoked: AbortSignal, demand: Demand): Yielding {
-    return {
-      revoked,
-      goOn: async (bytes, isRange, signal) => {
-        if (demand.isAwaited) return;
-        await this.#pay(bytes, revoked, demand, signal);
-        if (!isRange) await this.#precedence.untilGiven(demand, signal);
-      },
-    };
-  }
-
-  /** Neither what is awaited by now nor what is broken off waits on for its share. */
-  async #pay(bytes: number, revoked: AbortSignal, demand: Demand, signal: AbortSignal): Promise<void> {
-    if (this.#aheadBandwidth === undefined) return;
-    const raised = new AbortController();
-    using _following = demand.follow(() => raised.abort());
-    try {
-      await this.#aheadBandwidth.pay(bytes, AbortSignal.any([signal, revoked, raised.signal]));
-    } catch {
-      throwIfAborted(signal);
-    }
-  }
-
-  #aheadLimit(name: string, most: number, demand: Demand): Limit {
-    const precedence = this.#precedence;
-    return {
-      name,
-      get max() {
-        return precedence.limitOf(demand, most);
-      },
-    };
-  }
-
-  /** How many requests a host gets; whatever was found out is kept, until many other hosts were asked since. */
-  #tuningOf(host: string): TunedHost {
-    const { hosts, downloadsPerHostMax } = this.#limits;
-    const nameOf = (apart: string): string => `downloads${apart} from ${host}`;
-    const max = hosts.get(host) ?? downloadsPerHostMax;
-    if (max !== "auto") return { limitOf: (apart) => ({ name: nameOf(apart), max }) };
-    const isWanted = (): boolean => ["", " ahead"].some((apart) => this.#permits.isWanted(nameOf(apart)));
-    const tuning = this.#tunings.get(host) ?? new Tuning(isWanted);
-    this.#tunings.delete(host);
-    this.#tunings.set(host, tuning);
-    const oldest = this.#tunings.keys().next();
-    if (this.#tunings.size > tuningsMax && !oldest.done) this.#tunings.delete(oldest.value);
-    const limitOf = (apart: string): Limit => ({
-      name: nameOf(apart),
-      get max() {
-        return tuning.limit;
-      },
-    });
-    return { limitOf, tuning };
-  }
-
-  async #worker({ image, index }: LayerRequest, demand: Demand, signal: AbortSignal): Promise<Disposable> {
-    const { unpacksMax, unpacksPerImageMax, ahead } = this.#limits;
-    // The others' threads are their own, so that none of them waits for what has to keep back.
-    const counted: Limit[] = demand.isAwaited
-      ? [
-          { name: "unpacks", max: unpacksMax },
-          { name: `unpacks of ${image}`, max: unpacksPerImageMax },
-        ]
-      : [this.#aheadLimit("unpacks ahead", ahead.unpacksMax, demand)];
-    return await this.#permit("unpacks", counted, urgencyOf(index, demand), signal);
-  }
-
-  async #permit(
-    what: "downloads" | "unpacks",
-    limits: readonly Limit[],
-    urgency: Urgency,
-    signal: AbortSignal,
-  ): Promise<Permit> {
-    const permit = await this.#permits.acquire(limits, urgency, signal);
-    const report = (): void => {
-      const count = this.#permits.count(what) + this.#permits.count(`${what} ahead`);
-      this.#events.inFlight(what, count);
-    };
-    report();
-    return {
-      lend: (name) => {
-        permit.lend(name);
-        report();
-      },
-      [Symbol.dispose]: () => {
-        permit[Symbol.dispose]();
-        report();
-      },
+      trace,
     };
   }
 
@@ -339,11 +208,12 @@ function atOnce(release: () => void): Disposable {
   return { [Symbol.dispose]: () => {} };
 }
 
-/** As it is now, and as it will be once it is awaited. */
-function urgencyOf(index: number, demand: Demand): { readonly value: number } {
-  return {
-    get value() {
-      return demand.isAwaited ? index : aheadUrgency + index;
-    },
-  };
+/** What is under way is awaited as soon as this is. */
+function follow(wanted: Demand, underway: Underway<unknown> | undefined): void {
+  if (underway) wanted.follow(() => underway.demand.raise());
+}
+
+/** What comes after it under the same key stays. */
+function leave<Trace>(all: Map<string, Underway<Trace>>, key: string, one: Underway<Trace>): void {
+  if (all.get(key) === one) all.delete(key);
 }

@@ -19,11 +19,13 @@ export class Bandwidth {
     this.#timing = timing;
   }
 
-  /** For bytes that have come. Rejects when the signal is aborted. */
-  async pay(bytes: number, signal: AbortSignal): Promise<void> {
+  /** For bytes that have come; returns for how many milliseconds it had to wait. Rejects when the signal is aborted. */
+  async pay(bytes: number, signal: AbortSignal): Promise<number> {
     const now = this.#timing.now();
     this.#paidUntilMs = Math.max(this.#paidUntilMs, now - burstMs) + bytes / this.#bytesPerMs;
     const waitMs = this.#paidUntilMs - now;
-    if (waitMs > 0) await this.#timing.wait(waitMs, signal);
+    if (waitMs <= 0) return 0;
+    await this.#timing.wait(waitMs, signal);
+    return waitMs;
   }
 }

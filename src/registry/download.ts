@@ -40,6 +40,9 @@ export interface DownloadOptions {
   readonly retried: (error: PullError) => void;
 }
 
+/** What came, how long it was waited for because of a bandwidth limit, and whether it was all. */
+type Received = (bytes: number, throttledMs: number, isLast: boolean) => Promise<void> | undefined;
+
 /** Statuses by which a redirect's target says that its signature has expired. */
 const expiredStatuses = new Set([400, 401, 403, 404, 410]);
 /** Less than this between two failures is no progress, so that a trickle does not go on for ever. */
@@ -95,7 +98,7 @@ export class Download {
   }
 
   async #fetch(range: Range, ranged: () => void, signal: AbortSignal): Promise<void> {
-    const { retries, retried, timing, hasOther } = this.#options;
+    const { retries, retried, timing, hasOther, permits, requester } = this.#options;
     for (let attempt = 0; range.start < range.end; ) {
       const before = range.start;
       try {
@@ -106,7 +109,9 @@ export class Download {
         attempt = range.start - before >= progressBytesMin ? 0 : attempt + 1;
         const isBetterElsewhere = hasOther && (failure instanceof StatusError || isUnreachable(failure));
         if (attempt > retries || isBetterElsewhere) throw failure;
+        const began = performance.now();
         await backOff(failure, attempt, timing, signal);
+        permits.paused(requester.host.url.host, performance.now() - began);
         retried(failure);
       }
     }
@@ -118,7 +123,10 @@ export class Download {
     try {
       await this.#requestWith(permit, range, ranged, signal);
     } catch (error) {
-      if (!signal.aborted && isTrouble(error)) permit.troubled();
+      if (!signal.aborted) {
+        if (isTrouble(error)) permit.troubled();
+        permit.failed(error instanceof StatusError ? String(error.status) : PullError.from(error).code);
+      }
       throw error;
     }
   }
@@ -143,12 +151,13 @@ export class Download {
     const began = performance.now();
     const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
     const isServed = response.status === 200 || response.status === 206;
-    if (isServed) permit.answered(performance.now() - began);
+    if (isServed) permit.answered(performance.now() - began, response.url.host);
     const isRange = response.status === 206;
     const breakOff = (): void => response.body.destroy();
-    const received = (bytes: number, isLast: boolean): Promise<void> | undefined => {
+    const received: Received = (bytes, throttledMs, isLast) => {
       pace.received(bytes);
       permit.received(bytes);
+      permit.throttled(throttledMs);
       return isLast ? undefined : permit.yielding?.goOn(bytes, isRange, signal);
     };
     try {
@@ -205,7 +214,7 @@ export class Download {
     response: Response,
     range: Range,
     more: Remaining | undefined,
-    told: (bytes: number, isLast: boolean) => Promise<void> | undefined,
+    told: Received,
     signal: AbortSignal,
   ): Promise<void> {
     const { spool, received, requester, bandwidth } = this.#options;
@@ -215,8 +224,8 @@ export class Download {
     for (let part = await parts.next(); part; part = await parts.next()) {
       received(part.length);
       if (!writer.push(part)) break;
-      await bandwidth?.pay(part.length, signal);
-      await told(part.length, range.start === range.end && more === undefined);
+      const throttledMs = (await bandwidth?.pay(part.length, signal)) ?? 0;
+      await told(part.length, throttledMs, range.start === range.end && more === undefined);
     }
     if (range.start < range.end) {
       const missing = range.end - range.start;

@@ -23,12 +23,16 @@ export interface Credentials {
 export interface RequestPermit extends Disposable {
   /** Says that the request gets so little that it must not keep others of the node from theirs. */
   slow(): void;
-  /** Says that the answer's head came, so long after the request was sent. */
-  answered(timeMs: number): void;
+  /** Says that the answer's head came, so long after the request was sent, and from which host (host:port). */
+  answered(timeMs: number, from: string): void;
   /** Says that so much of the body came. */
   received(bytes: number): void;
+  /** Says that nothing was read for so long, to keep to a bandwidth. */
+  throttled(ms: number): void;
   /** Says that the host has refused it for now, or broken it off. */
   troubled(): void;
+  /** Says that it has failed, in whatever way: the code of its error, or the status of its answer. */
+  failed(code: string): void;
   /** There where the request has to make way for others. */
   readonly yielding?: Yielding;
 }
@@ -50,6 +54,8 @@ export interface Yielding {
 export interface RequestPermits {
   /** Waits until one more blob request may be open to this host (host:port). Rejects when the signal is aborted. */
   acquire(host: string, signal: AbortSignal): Promise<RequestPermit>;
+  /** Says that a host was left alone for so long after a failure, before it was asked again. */
+  paused(host: string, ms: number): void;
 }
 
 export interface Resolved {

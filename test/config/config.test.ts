@@ -67,7 +67,6 @@ max_concurrent = 0
   expect(problems).toEqual([
     "download.retires: is not known; did you mean retries?",
     "dwonload: is not known; did you mean download?",
-    "trace: is not in this version yet",
     expect.stringMatching(/^cri\.listen: expected an absolute path.*not "relative\.sock"$/),
     'registry.exclude: expected a list of registry hosts, such as ["docker.io", "registry.example.com:5000"], not "docker.io"',
     'registry.host."x".stream: is not known; did you mean streams?',

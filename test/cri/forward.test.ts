@@ -21,6 +21,7 @@ import { methodPaths } from "../../src/cri/methods.ts";
 import { type CriServer, createCriServer } from "../../src/cri/server.ts";
 import { PullError } from "../../src/errors.ts";
 import { FakeContainerd, type UnaryHandler } from "../fakes/containerd.ts";
+import { makeTrace } from "../fakes/trace.ts";
 import { message } from "../harness/cri.ts";
 import { eventually } from "../harness/process.ts";
 
@@ -51,8 +52,8 @@ beforeEach(async () => {
     ineligible: () => pulls.ineligible?.({} as never),
     pull: async (...args) =>
       pulls.pull ? await pulls.pull(...args) : { failure: undefined, [Symbol.asyncDispose]: async () => {} },
-    started: () => {},
-    done: (outcome) => pulls.done?.(outcome),
+    begin: () => makeTrace(),
+    done: (outcome, trace) => pulls.done?.(outcome, trace),
     unresolved: (name) => `failed to resolve reference "${name}"`,
     registered: () => {},
   });

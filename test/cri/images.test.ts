@@ -12,6 +12,7 @@ import { type CriServer, createCriServer } from "../../src/cri/server.ts";
 import { type ErrorCode, PullError } from "../../src/errors.ts";
 import type { Pulled } from "../../src/pull/pull.ts";
 import { FakeContainerd } from "../fakes/containerd.ts";
+import { makeTrace } from "../fakes/trace.ts";
 import { message } from "../harness/cri.ts";
 
 const v1 = "/runtime.v1.ImageService/PullImage";
@@ -63,7 +64,7 @@ async function serve(options: Partial<PullHandlerOptions>): Promise<void> {
     pull: async () => result(undefined),
     delegating: () => ({ [Symbol.dispose]: () => {} }),
     fallback: true,
-    started: () => {},
+    begin: () => makeTrace(),
     done: (outcome) => outcomes.push(outcome),
     unresolved: (name) => `cannot resolve ${name}`,
     registered: () => {},
@@ -229,7 +230,7 @@ describe("a caller that does not wait", () => {
 test("only kruise-daemon's own mark says that nobody waits for a pull: a pod's annotation of that name does not", async () => {
   const told: boolean[] = [];
   await serve({
-    pull: async (_reference, _credentials, isAwaited) => {
+    pull: async (_reference, _credentials, { isAwaited }) => {
       told.push(isAwaited);
       return result(new PullError("corrupt", "x"));
     },

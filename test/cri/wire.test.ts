@@ -12,6 +12,7 @@ import type { Containerd } from "../../src/containerd/containerd.ts";
 import { createPullHandler } from "../../src/cri/images.ts";
 import { type CriServer, createCriServer } from "../../src/cri/server.ts";
 import { FakeContainerd } from "../fakes/containerd.ts";
+import { makeTrace } from "../fakes/trace.ts";
 import { message } from "../harness/cri.ts";
 
 const listImages = "/runtime.v1.ImageService/ListImages";
@@ -42,7 +43,7 @@ beforeEach(async () => {
     ineligible: () => ({ reason: "test", detail: "" }),
     pull: async () => await Promise.reject(new Error("nothing is eligible")),
     unresolved: (name) => name,
-    started: () => {},
+    begin: () => makeTrace(),
     done: () => {},
     registered: () => {},
   });

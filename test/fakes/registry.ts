@@ -19,6 +19,8 @@ export interface Behaviour {
   readonly body?: Buffer;
   /** The body comes at this rate, on each connection. */
   readonly bytesPerSecond?: number;
+  /** Nothing is answered before this settles. */
+  readonly answer?: Promise<void>;
   /** Whole blobs whatever range is asked for. */
   readonly ignoreRange?: boolean;
   /** After so many bytes of the body ... */
@@ -178,6 +180,7 @@ export class FakeRegistry implements AsyncDisposable {
     response.once("close", () => {
       if (isLayer) this.openBlobs -= 1;
     });
+    await behaviour.answer;
     if (behaviour.status !== undefined) {
       response.writeHead(behaviour.status, behaviour.headers).end(behaviour.body);
       return;

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { expect, test } from "vitest";
 import { sha256 } from "../../src/oci/digest.ts";
 import { type HeldSpool, Spools } from "../../src/pull/spools.ts";
+import { Spans } from "../../src/trace.ts";
 import { Volume } from "../harness/volume.ts";
 
 const mebibyte = 1024 * 1024;
@@ -23,7 +24,7 @@ async function openIn(volume: Volume): Promise<Spools> {
 }
 
 async function take(spools: Spools): Promise<HeldSpool> {
-  return await spools.take(blob, 0, never);
+  return await spools.take(blob, 0, new Spans(), never);
 }
 
 /** Files of the folder, and descriptors into it. */

@@ -4,6 +4,7 @@
 import { Metadata, status } from "@grpc/grpc-js";
 import { expect, test, vi } from "vitest";
 import { createPullHandler, type PullOutcome } from "../../src/cri/images.ts";
+import { makeTrace } from "../fakes/trace.ts";
 import { message } from "../harness/cri.ts";
 import { Rig } from "./rig.ts";
 import { type Pullable, putImage } from "./scenes.ts";
@@ -23,7 +24,7 @@ async function pullImage(rig: Rig, { reference }: Pullable): Promise<PullOutcome
     pull: async () => await rig.puller.pull(reference, rig.site, undefined, signal),
     unresolved: (name) => name,
     fallback: true,
-    started: () => {},
+    begin: () => makeTrace(),
     done: (outcome) => void outcomes.push(outcome),
     registered: () => {},
   });

@@ -12,7 +12,9 @@ import { Image } from "../../src/pull/image.ts";
 import type { Site } from "../../src/pull/site.ts";
 import type { Work } from "../../src/pull/work.ts";
 import type { Repository } from "../../src/registry/registry.ts";
+import { ImageTrace } from "../../src/trace.ts";
 import { gate } from "../fakes/registry.ts";
+import { idleVitals } from "../fakes/trace.ts";
 
 const json = (value: unknown): Buffer => Buffer.from(JSON.stringify(value));
 const descriptorOf = (mediaType: string, bytes: Buffer) => ({
@@ -83,12 +85,15 @@ test("metadata that cannot be written while layers are still looked for: no laye
           began.push("layer");
           return { result: Promise.resolve(), [Symbol.asyncDispose]: async () => {} };
         },
+        traceOf: () => undefined,
       } as unknown as Work,
       demand: new Demand(true),
       ahead: undefined,
       keepLayers: false,
       memory: undefined,
       events: { stage: () => {}, unpacked: () => {}, inFlight: () => {}, warn: () => {} },
+      trace: new ImageTrace(),
+      vitals: idleVitals,
     },
     new AbortController().signal,
   );

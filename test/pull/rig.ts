@@ -22,6 +22,7 @@ import { Selinux } from "../../src/selinux.ts";
 import { MemoryContainerd } from "../fakes/memory/containerd.ts";
 import type { Caller } from "../fakes/memory/metadata.ts";
 import { FakeRegistry } from "../fakes/registry.ts";
+import { idleVitals } from "../fakes/trace.ts";
 import { scratch } from "../harness/containerd.ts";
 import { eventually } from "../harness/process.ts";
 import { ample } from "../layer/staging.ts";
@@ -225,11 +226,13 @@ export class Rig implements AsyncDisposable {
         hosts: new Map(),
         unpacksMax: 2,
         unpacksPerImageMax: 2,
+        areUnpacksTuned: false,
         layer: ample,
         cores: 2,
         ahead: { unpacksMax: 1, bytesPerSecond: this.#options.aheadBytesPerSecond },
         durable: false,
       },
+      vitals: idleVitals,
       events: {
         stage: () => {},
         unpacked: () => {},

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { sha256 } from "../../src/oci/digest.ts";
 import { type HeldSpool, Spools } from "../../src/pull/spools.ts";
+import { Spans } from "../../src/trace.ts";
 
 const isThere = async (image: string): Promise<boolean> => image === "there";
 const never = new AbortController().signal;
@@ -40,7 +41,7 @@ async function open(name = "own", bytesMax = 1000, ageMaxMs = hour): Promise<Spo
 const blob = (name: string, size = 100) => ({ mediaType: "any", digest: sha256(name), size });
 
 async function take(spools: Spools, name: string, size = 100): Promise<HeldSpool> {
-  const held = await spools.take(blob(name, size), 0, never);
+  const held = await spools.take(blob(name, size), 0, new Spans(), never);
   taken.push(held);
   return held;
 }

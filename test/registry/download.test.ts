@@ -49,9 +49,9 @@ test("each byte that comes in is paid for, whatever the lanes", async () => {
   let paid = 0;
   const wait = async (): Promise<void> => {};
   const bandwidth = new (class extends Bandwidth {
-    override async pay(length: number, signal: AbortSignal): Promise<void> {
+    override async pay(length: number, signal: AbortSignal): Promise<number> {
       paid += length;
-      await super.pay(length, signal);
+      return await super.pay(length, signal);
     }
   })(1_000_000, { ...realTiming, wait });
   expect(await download({ bandwidth })).toEqual(bytes);

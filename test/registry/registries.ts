@@ -31,8 +31,11 @@ export const permits: RequestPermits = {
       slow: nothing,
       answered: nothing,
       received: nothing,
+      throttled: nothing,
       troubled: nothing,
+      failed: nothing,
       [Symbol.dispose]: nothing,
     };
   },
+  paused: () => {},
 };

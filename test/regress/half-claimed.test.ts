@@ -10,6 +10,7 @@ import { sha256 } from "../../src/oci/digest.ts";
 import { createInstance } from "../../src/pull/instance.ts";
 import { Recovery } from "../../src/pull/recovery.ts";
 import { Spools, type SpoolsOptions } from "../../src/pull/spools.ts";
+import { Spans } from "../../src/trace.ts";
 import { gate } from "../fakes/registry.ts";
 import { eventually } from "../harness/process.ts";
 
@@ -22,7 +23,7 @@ test("what is being claimed is waited for", async () => {
   const instance = await createInstance(roots as ContainerdFacts);
   const open = async (folder: string): Promise<Spools> => await Spools.open({ ...limits, folder });
   const dead = await open(join(instance.spool, "../dead"));
-  const held = await dead.take(blob, 0, new AbortController().signal);
+  const held = await dead.take(blob, 0, new Spans(), new AbortController().signal);
   held.spool.write(0, Buffer.alloc(100));
   // To be adopted for an image, which containerd is asked for.
   held.keep({ image: "image", labels: {} });

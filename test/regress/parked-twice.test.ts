@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { sha256 } from "../../src/oci/digest.ts";
 import { Spools } from "../../src/pull/spools.ts";
+import { Spans } from "../../src/trace.ts";
 
 const never = new AbortController().signal;
 const content = Buffer.from("what is in the content store");
@@ -36,14 +37,14 @@ afterEach(async () => {
 test("a blob that several park and take at once is there for whoever takes it, or is begun anew", async () => {
   const borrow = async (): Promise<void> => await spools.borrow(blob, join(folder, "store/blob"));
   const take = async (): Promise<void> => {
-    const held = await spools.take(blob, 0, never);
+    const held = await spools.take(blob, 0, new Spans(), never);
     if (held.isResumed) expect(held.spool.watermark).toBe(content.length);
     await held.park();
   };
   for (let round = 0; round < 100; round++) {
     await borrow();
     await Promise.all([take(), borrow(), borrow(), take()]);
-    const held = await spools.take(blob, 0, never);
+    const held = await spools.take(blob, 0, new Spans(), never);
     expect(held.isResumed).toBe(true);
     expect(held.spool.watermark).toBe(content.length);
     await held.discard();

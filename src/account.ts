@@ -1,0 +1,115 @@
+// The account that the daemon gives of its pulls: each is counted, logged in a line, and kept with its trace.
+//
+// Nothing here decides anything about a pull. What is told of one is told behind its answer.
+
+import type { Metadata } from "@grpc/grpc-js";
+import type { Config } from "./config.ts";
+import type { PullOutcome } from "./cri/images.ts";
+import { PullError } from "./errors.ts";
+import { History } from "./history/history.ts";
+import type { Outcome, PullRecord } from "./history/record.ts";
+import { Store } from "./history/store.ts";
+import { nameOf } from "./history/verdict.ts";
+import type { Log } from "./log.ts";
+import type { Metrics } from "./metrics.ts";
+import type { Pulled } from "./pull/pull.ts";
+import type { PullTrace } from "./trace.ts";
+
+export interface AccountOptions {
+  readonly config: Config;
+  readonly log: Log;
+  readonly metrics: Metrics;
+}
+
+export class Account {
+  readonly #options: AccountOptions;
+  readonly #history: History;
+  /** Calls that are not answered yet. */
+  #calls = 0;
+
+  constructor(options: AccountOptions) {
+    const { config, log } = options;
+    this.#options = options;
+    this.#history = new History({
+      store: new Store(`${config.admin.state_dir}/pulls`, config.trace.keep),
+      exported: () => {},
+      failed: (error) =>
+        log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept"),
+    });
+  }
+
+  /** A call has come in. */
+  begin(metadata: Metadata): PullTrace {
+    this.#count(1);
+    const [traceparent] = metadata.get("traceparent");
+    return this.#history.begin(false, typeof traceparent === "string" ? traceparent : undefined);
+  }
+
+  /** It is answered. */
+  report(outcome: PullOutcome, trace: PullTrace): void {
+    const { log, metrics } = this.#options;
+    const { reference, path, result, seconds, delegation, records, error } = outcome;
+    this.#count(-1);
+    metrics.pulls.inc({ result, path });
+    if (result === "ok") metrics.pullSeconds.observe({ path }, seconds);
+    if (records) metrics.registrations.inc({ by: records });
+    if (delegation) metrics.fallbacks.inc({ reason: delegation.reason });
+    const told = {
+      path,
+      ...(records && { records }),
+      ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
+      ...(error !== undefined && { error }),
+    };
+    const { id, verdict } = this.#history.end(trace, { state: result, ...told });
+    const fields = {
+      image: reference,
+      result,
+      seconds: Number(seconds.toFixed(3)),
+      id,
+      ...(verdict && { bottleneck: nameOf(verdict) }),
+      ...told,
+    };
+    if (result === "ok" || result === "cancelled") log.info(fields, "pull");
+    else log.warn(fields, "pull");
+  }
+
+  /** One ahead of need, which its signal or an operator may end. */
+  async ahead(
+    reference: string,
+    signal: AbortSignal,
+    pull: (trace: PullTrace, signal: AbortSignal) => Promise<Pulled>,
+  ): Promise<Pulled> {
+    const trace = this.#history.begin(true);
+    trace.reference = reference;
+    const pulled = await pull(trace, AbortSignal.any([signal, trace.cancelled.signal]));
+    this.#history.end(trace, outcomeOf(pulled.failure));
+    return pulled;
+  }
+
+  /** Pulls that go on, or have ended just now. */
+  present(): readonly PullRecord[] {
+    return this.#history.present();
+  }
+
+  /** False where none of this id goes on. */
+  cancel(id: string): boolean {
+    return this.#history.cancel(id);
+  }
+
+  /** Waits until all that has ended is kept. */
+  async settle(): Promise<void> {
+    await this.#history.settle();
+  }
+
+  #count(change: number): void {
+    this.#calls += change;
+    this.#options.metrics.inFlight.set({ what: "pulls" }, this.#calls);
+  }
+}
+
+function outcomeOf(failure: PullError | undefined): Outcome {
+  const path = "accelerated";
+  if (failure === undefined) return { state: "ok", path };
+  const state = failure.code === "refused" || failure.code === "cancelled" ? failure.code : "error";
+  return { state, path, error: failure.message };
+}
