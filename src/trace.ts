@@ -79,16 +79,37 @@ class Rate {
 }
 
 /** One host's part in a blob. */
-export interface HostTrace {
-  requests: number;
-  bytes: number;
+export class HostTrace {
+  requests = 0;
+  bytes = 0;
   /** Until the heads of its answers came, in all. */
-  answeredMs: number;
-  /** For how long requests were open, in all. */
-  openMs: number;
+  answeredMs = 0;
   /** How long nothing was asked after a failure, in all. */
-  pausedMs: number;
-  readonly failures: Map<string, number>;
+  pausedMs = 0;
+  readonly failures = new Map<string, number>();
+  #closedMs = 0;
+  /** When requests that are open began. */
+  readonly #open = new Set<{ readonly sinceMs: number }>();
+
+  /** For how long requests have been open until now, in all. */
+  get openMs(): number {
+    const now = performance.now();
+    return [...this.#open].reduce((sum, { sinceMs }) => sum + now - sinceMs, this.#closedMs);
+  }
+
+  open(request: { readonly sinceMs: number }): void {
+    this.requests += 1;
+    this.#open.add(request);
+  }
+
+  close(request: { readonly sinceMs: number }): void {
+    if (this.#open.delete(request)) this.#closedMs += performance.now() - request.sinceMs;
+  }
+
+  /** Another host is who answers it. */
+  leave(request: { readonly sinceMs: number }): void {
+    if (this.#open.delete(request)) this.requests -= 1;
+  }
 }
 
 /** References and redirects name hosts, and a blob has few of them. */
@@ -118,7 +139,7 @@ export class BlobTrace {
   host(name: string): HostTrace {
     const known = this.hosts.get(name);
     if (known) return known;
-    const host = { requests: 0, bytes: 0, answeredMs: 0, openMs: 0, pausedMs: 0, failures: new Map() };
+    const host = new HostTrace();
     if (this.hosts.size < hostsMax) this.hosts.set(name, host);
     return host;
   }
@@ -142,20 +163,20 @@ export class BlobTrace {
 export class RequestTrace implements Disposable {
   readonly #blob: BlobTrace;
   readonly #closed: () => void;
-  readonly #beganMs = performance.now();
+  readonly sinceMs = performance.now();
   #host: HostTrace;
 
   constructor(blob: BlobTrace, host: string, closed: () => void) {
     this.#blob = blob;
     this.#closed = closed;
     this.#host = blob.host(host);
-    this.#host.requests += 1;
+    this.#host.open(this);
   }
 
   answered(ms: number, from: string): void {
-    this.#host.requests -= 1;
+    this.#host.leave(this);
     this.#host = this.#blob.host(from);
-    this.#host.requests += 1;
+    this.#host.open(this);
     this.#host.answeredMs += ms;
   }
 
@@ -171,7 +192,7 @@ export class RequestTrace implements Disposable {
 
   [Symbol.dispose](): void {
     this.#closed();
-    this.#host.openMs += performance.now() - this.#beganMs;
+    this.#host.close(this);
   }
 }
 

@@ -2,7 +2,7 @@
 
 import type { PullList, PullSummary } from "../front/pulls.ts";
 import { nameOf } from "../history/verdict.ts";
-import { bytesText, rateText, secondsText } from "../history/words.ts";
+import { agoText, bytesText, rateText, secondsText } from "../history/words.ts";
 import { askDaemon } from "./admin.ts";
 import { type Command, parseOptions, plainLine, UsageError } from "./command.ts";
 
@@ -78,7 +78,7 @@ function rowOf(pull: PullSummary, now: number): readonly string[] {
     id,
     plainLine(image || "?").trim(),
     stateOf(pull),
-    `${secondsText(Math.max(0, Math.round((now - Date.parse(startedAt)) / 1000)))} ago`,
+    agoText((now - Date.parse(startedAt)) / 1000),
     secondsText(seconds),
     bytes > 0 ? bytesText(bytes) : "-",
     verdict ? `${nameOf(verdict)}${share}` : "-",

@@ -29,6 +29,32 @@ export async function readAdmin(socketPath: string, path: string): Promise<strin
   throw new PullError("internal", `the daemon at ${socketPath} has no ${path}`);
 }
 
+/** Server-sent events of a path, until the signal is aborted or the daemon goes away; throws when it is not there at all. */
+export async function followAdmin(
+  socketPath: string,
+  path: string,
+  signal: AbortSignal,
+  told: (data: unknown) => void,
+): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const sent = request({ socketPath, path, agent: false, signal }, (response) => {
+      if (response.statusCode !== 200) reject(new PullError("unavailable", `no ${path} at ${socketPath}`));
+      let text = "";
+      response.setEncoding("utf8").on("data", (piece: string) => {
+        text += piece;
+        if (text.length > answerBytesMax) sent.destroy();
+        const events = text.split("\n\n");
+        text = events.pop() ?? "";
+        for (const event of events) told(parse(/^data: (.*)$/m.exec(event)?.[1] ?? ""));
+      });
+      response.on("close", resolve);
+      response.on("error", () => resolve());
+    });
+    sent.on("error", (error) => (signal.aborted ? resolve() : reject(error)));
+    sent.end();
+  });
+}
+
 async function send(
   socketPath: string,
   method: string,

@@ -8,6 +8,17 @@ export function secondsText(seconds: number): string {
   return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
+/** In whole seconds, minutes, hours or days. */
+export function agoText(seconds: number): string {
+  const units = [
+    [86_400, "d"],
+    [3_600, "h"],
+    [60, "min"],
+  ] as const;
+  const [size, unit] = units.find(([least]) => seconds >= least) ?? [1, "s"];
+  return `${Math.floor(Math.max(0, seconds) / size)} ${unit} ago`;
+}
+
 /** In powers of 1000, as disks and links are sold and crictl shows them. */
 export function bytesText(bytes: number): string {
   const units = ["B", "kB", "MB", "GB", "TB"];

@@ -1,0 +1,114 @@
+// How far a pull is, told while it goes on: a line for each layer that is drawn anew on a terminal, or lines that stay.
+
+import { type LayerRecord, type PullRecord, progressOf, remainingSeconds } from "../history/record.ts";
+import { bytesText, plain, rateText, secondsText } from "../history/words.ts";
+
+export interface Progress {
+  show(record: PullRecord): void;
+  /** Leaves the terminal as it was found. */
+  end(): void;
+}
+
+/** More layers than this are counted, and not shown. */
+const linesMax = 24;
+const barColumns = 20;
+
+/** Draws over what it has drawn before. */
+export class TerminalProgress implements Progress {
+  readonly #write: (text: string) => void;
+  readonly #columns: () => number;
+  #drawn = 0;
+
+  constructor(write: (text: string) => void, columns: () => number) {
+    this.#write = write;
+    this.#columns = columns;
+  }
+
+  show(record: PullRecord): void {
+    // A line that is longer than the terminal would take two.
+    const lines = linesOf(record).map((line) => line.slice(0, Math.max(1, this.#columns() - 1)));
+    this.#write(`${this.#erasure()}${lines.map((line) => `${line}\n`).join("")}`);
+    this.#drawn = lines.length;
+  }
+
+  end(): void {
+    this.#write(this.#erasure());
+    this.#drawn = 0;
+  }
+
+  /** To the first line of what was drawn, and all below it (ECMA-48, CPL and ED). */
+  #erasure(): string {
+    return this.#drawn > 0 ? `\u001b[${this.#drawn}F\u001b[J` : "";
+  }
+}
+
+/** A line whenever a layer has come to something else. */
+export class PlainProgress implements Progress {
+  readonly #write: (text: string) => void;
+  readonly #told = new Map<number, string>();
+
+  constructor(write: (text: string) => void) {
+    this.#write = write;
+  }
+
+  show(record: PullRecord): void {
+    for (const layer of record.layers) {
+      const { word } = stateOf(layer, record);
+      if (this.#told.get(layer.index) === word) continue;
+      this.#told.set(layer.index, word);
+      this.#write(`${nameOf(layer)} of ${bytesText(layer.bytes)}: ${word}\n`);
+    }
+  }
+
+  end(): void {}
+}
+
+function linesOf(record: PullRecord): readonly string[] {
+  const { image, seconds, layers } = record;
+  const progress = progressOf(record);
+  const remaining = remainingSeconds(progress);
+  const all = [
+    `${plain(image)}: ${bytesText(progress.doneBytes)} of ${bytesText(progress.bytes)}`,
+    rateText(progress.bytesPerSecond),
+    ...(remaining === undefined ? [] : [`${secondsText(remaining)} left`]),
+    `for ${secondsText(seconds)}`,
+  ];
+  const hidden = layers.length - linesMax;
+  return [
+    all.join(", "),
+    ...layers.slice(0, linesMax).map((layer) => lineOf(layer, record)),
+    ...(hidden > 0 ? [`and ${hidden} layers more`] : []),
+  ];
+}
+
+function lineOf(layer: LayerRecord, record: PullRecord): string {
+  const { word, detail } = stateOf(layer, record);
+  const done = layer.bytes > 0 ? Math.min(1, (layer.presentBytes + layer.receivedBytes) / layer.bytes) : 1;
+  const bar = "█".repeat(Math.round(done * barColumns)).padEnd(barColumns, "░");
+  return `${nameOf(layer)} ${bytesText(layer.bytes).padStart(8)} ${bar} ${[word, ...detail].join(", ")}`;
+}
+
+function nameOf({ index, digest }: LayerRecord): string {
+  return `layer ${String(index + 1).padStart(2)} ${digest.replace("sha256:", "").slice(0, 12)}`;
+}
+
+/** What a layer is at: a word, and numbers that change. */
+function stateOf(
+  { spans, bytes, presentBytes, receivedBytes, bytesPerSecond }: LayerRecord,
+  { seconds }: PullRecord,
+): { readonly word: string; readonly detail: readonly string[] } {
+  const last = spans.at(-1);
+  const span = (name: string) => spans.findLast((one) => one.name === name);
+  const commit = span("commit");
+  if (commit?.endSeconds !== undefined) return { word: "done", detail: [secondsText(commit.endSeconds)] };
+  if (commit) return { word: "being committed", detail: [] };
+  if (span("parent")) return { word: "unpacked", detail: ["waiting for the layer below"] };
+  if (bytesPerSecond > 0 && presentBytes + receivedBytes < bytes) {
+    const left = (bytes - presentBytes - receivedBytes) / bytesPerSecond;
+    return { word: "downloading", detail: [rateText(bytesPerSecond), `${secondsText(left)} left`] };
+  }
+  if (last?.name === "unpack") return { word: "unpacking", detail: [] };
+  if (last?.name === "worker")
+    return { word: "waiting for a worker", detail: [secondsText(seconds - last.startSeconds)] };
+  return { word: "waiting", detail: [] };
+}
