@@ -29,6 +29,8 @@ const packages = [
   "openssl",
   "dpkg-dev",
   "zstd",
+  // To look at the status page with.
+  "chromium",
   // To lay down a Debian of its own, to run bundles on and to boot.
   "mmdebstrap",
   ...process.argv.slice(2),

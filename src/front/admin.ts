@@ -54,8 +54,7 @@ export async function serveAdmin(options: AdminOptions): Promise<Admin> {
   const server = createServer({ maxHeaderSize: 16 * 1024, requestTimeout: 10_000 }, (request, response) => {
     connections.answering(request.socket, response);
     answer(options, request, response).catch((error: unknown) => {
-      const { code, message } = PullError.from(error);
-      if (!response.headersSent) sendJson(response, statuses[code] ?? 500, { error: message });
+      answerFailed(response, error);
     });
   });
   const accept = (connection: Socket): void => {
@@ -76,6 +75,11 @@ export async function serveAdmin(options: AdminOptions): Promise<Admin> {
       });
     },
   };
+}
+
+export function answerFailed(response: ServerResponse, error: unknown): void {
+  const { code, message } = PullError.from(error);
+  if (!response.headersSent) sendJson(response, statuses[code] ?? 500, { error: message });
 }
 
 /** Those that are open. Node's server knows only what it has accepted itself, and these are handed to it. */
@@ -162,7 +166,7 @@ async function answer(
  * Browsers say so in whatever changes anything, and name the host that they believe to speak to.
  */
 function refuseOthersPages({ method, headers }: IncomingMessage): void {
-  const { origin, host = "" } = headers;
+  const { origin, host } = headers;
   const isChange = method !== "GET" && method !== "HEAD";
   if ((isChange && origin !== undefined) || !isLocal(host))
     throw new PullError(
@@ -171,7 +175,8 @@ function refuseOthersPages({ method, headers }: IncomingMessage): void {
     );
 }
 
-function isLocal(host: string): boolean {
+/** What a request says whom it is for. */
+export function isLocal(host = ""): boolean {
   return /^(localhost|127\.0\.0\.1|\[::1\]|)(:\d{1,5})?$/i.test(host);
 }
 

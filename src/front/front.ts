@@ -5,7 +5,6 @@
 // dies is started again, and what it left unanswered goes to containerd. The front reads no archive, speaks to no
 // registry, and keeps no state but the operator's switch.
 
-import { setTimeout as sleep } from "node:timers/promises";
 import { type ServiceError, status } from "@grpc/grpc-js";
 import type { Config, Problem } from "../config.ts";
 import { Channel } from "../containerd/channel.ts";
@@ -13,7 +12,6 @@ import { createFailover, type Route } from "../cri/failover.ts";
 import type { Forward } from "../cri/forward.ts";
 import { type CriServer, createCriServer } from "../cri/server.ts";
 import { PullError } from "../errors.ts";
-import { type Exposition, expose } from "../exposition.ts";
 import { Store } from "../history/store.ts";
 import type { Log } from "../log.ts";
 import { type Metrics, mergeMetrics } from "../metrics.ts";
@@ -21,6 +19,7 @@ import { type Admin, type Status, serveAdmin } from "./admin.ts";
 import { Events } from "./events.ts";
 import { changedFixedKeys } from "./fixed.ts";
 import { createNotifier, type Notifier } from "./notify.ts";
+import { type Patience, Ports, untilDone } from "./ports.ts";
 import type { Closed, Puller } from "./puller.ts";
 import { Pullers } from "./pullers.ts";
 import { Pulls } from "./pulls.ts";
@@ -47,8 +46,6 @@ export interface FrontOptions {
 
 /** How long the pulls of a puller that is replaced may go on. */
 const drainMs = { upgrade: 10_000, reload: 600_000 } as const;
-/** A port or socket that a predecessor still has is asked for again this often. */
-const againMs = 1_000;
 /** Attempts until a predecessor should have left its sockets. */
 const leaveAttempts = 5;
 const graceMs = 1_000;
@@ -62,12 +59,12 @@ export class Front {
   readonly #pullers: Pullers;
   readonly #switch: PassThroughSwitch;
   readonly #views: Views;
+  readonly #ports: Ports;
   /** Aborted when this process stops, or leaves its place to another. */
   readonly #leaving = new AbortController();
   #isSucceeding = false;
   readonly #over = withResolvers();
   #successor: { readonly forward: Forward; readonly close: () => void } | undefined;
-  #exposition: Exposition | undefined;
   #admin: Admin | undefined;
 
   private constructor(options: FrontOptions, state: PassThroughSwitch) {
@@ -87,6 +84,10 @@ export class Front {
     });
     const pulls = new Pulls(this.#pullers, new Store(`${config.admin.state_dir}/pulls`, config.trace.keep));
     this.#views = { pulls, events: new Events(async () => await pulls.running()) };
+    this.#ports = new Ports(
+      { config, log: options.log, metrics: async () => await this.#metrics(), views: this.#views },
+      this.#patience,
+    );
     this.#server = createCriServer({
       socket: config.cri.listen,
       inherited: options.inherited,
@@ -111,8 +112,8 @@ export class Front {
     await sweepPullerSockets(options.config.cri.listen);
     front.#pullers.start();
     front.#tellSite();
-    void front.#untilDone(() => front.#expose());
-    void front.#untilDone(() => front.#administer());
+    front.#ports.open();
+    void untilDone(front.#patience, () => front.#administer());
     // Calls are answered already; whoever waits for the word that all is ready means pulls as well.
     await front.#pullers.settled(settleMsMax);
     return front;
@@ -157,7 +158,7 @@ export class Front {
   }
 
   async #leave(): Promise<void> {
-    await this.#exposition?.close();
+    await this.#ports.close();
     await this.#pullers.drain(drainMs.upgrade);
     // Calls that went to the successor are as long as pulls are.
     await this.#server.drain(drainMs.reload);
@@ -188,8 +189,14 @@ export class Front {
     // The calls are cancelled here first, so that none of them goes on to containerd.
     await Promise.all([this.#server.drain(timeoutMs), this.#pullers.drain(timeoutMs + graceMs)]);
     await this.#admin?.close();
-    await this.#exposition?.close();
+    await this.#ports.close();
     this.#close();
+  }
+
+  /** Whom this process succeeds leaves what it has once it is told that this one serves. */
+  get #patience(): Patience {
+    const { log, isSuccessor } = this.#options;
+    return { signal: this.#leaving.signal, log, attempts: isSuccessor ? leaveAttempts : 0 };
   }
 
   #close(): void {
@@ -261,40 +268,10 @@ export class Front {
     };
   }
 
-  /** Tries until it is done, or this process leaves: a predecessor may still have what is asked for. */
-  async #untilDone(attempt: () => Promise<void>): Promise<void> {
-    const { signal } = this.#leaving;
-    // Whom this process succeeds leaves what it has once it is told that this one serves.
-    const toldAt = this.#options.isSuccessor ? leaveAttempts : 0;
-    for (let attempts = 0; !signal.aborted; attempts++) {
-      try {
-        await attempt();
-        return;
-      } catch (error) {
-        // The node's pulls matter more than its metrics: what cannot be had is reported once, and nothing else.
-        if (attempts === toldAt) this.#options.log.error(PullError.from(error).message);
-        await sleep(againMs, undefined, { signal, ref: false }).catch(() => {});
-      }
-    }
-  }
-
   /** Of all processes together. */
   async #metrics(): Promise<string> {
     const { registry } = this.#options.metrics;
     return await mergeMetrics([await registry.getMetricsAsJSON(), ...(await this.#pullers.metrics())]);
-  }
-
-  async #expose(): Promise<void> {
-    const { config, log } = this.#options;
-    if (config.metrics.listen === "off") return;
-    const { host, port } = config.metrics.listen;
-    const exposition = await expose({ read: async () => await this.#metrics() }, host, port);
-    if (this.#leaving.signal.aborted) {
-      await exposition.close();
-      return;
-    }
-    this.#exposition = exposition;
-    log.info(`metrics on ${host}:${exposition.port}`);
   }
 
   async #administer(): Promise<void> {

@@ -31,9 +31,9 @@ const idPattern = /^[0-9a-f]{1,16}$/;
 
 export class Pulls {
   readonly #pullers: Pick<Pullers, "all">;
-  readonly #store: Pick<Store, "latest" | "find">;
+  readonly #store: Store;
 
-  constructor(pullers: Pick<Pullers, "all">, store: Pick<Store, "latest" | "find">) {
+  constructor(pullers: Pick<Pullers, "all">, store: Store) {
     this.#pullers = pullers;
     this.#store = store;
   }
@@ -44,11 +44,20 @@ export class Pulls {
   }
 
   async list(count: number): Promise<PullList> {
+    const [running, ended] = await Promise.all([this.running(), this.ended(count)]);
+    return { running: running.map(summaryOf), ended: ended.map(summaryOf) };
+  }
+
+  /** Whole, the newest first. */
+  async ended(count: number): Promise<readonly PullRecord[]> {
     const [present, stored] = await Promise.all([this.#present(), this.#store.latest(count)]);
-    const running = present.filter(({ state }) => state === "running");
     const ended = present.filter(({ state }) => state !== "running").toReversed();
-    const all = unique([...ended, ...stored]).slice(0, count);
-    return { running: running.map(summaryOf), ended: all.map(summaryOf) };
+    return unique([...ended, ...stored]).slice(0, count);
+  }
+
+  /** Something that changes whenever another pull is kept. */
+  async version(): Promise<string> {
+    return await this.#store.version();
   }
 
   /** By its id or the beginning of it; the latest for "latest". Throws `not_found` and `invalid`. */

@@ -40,6 +40,11 @@ export class Store {
     return records.filter((record) => record !== undefined);
   }
 
+  /** Something that changes whenever another one is kept. */
+  async version(): Promise<string> {
+    return (await this.#names()).at(-1) ?? "";
+  }
+
   /** Those whose id begins so, the newest first. */
   async find(prefix: string): Promise<readonly PullRecord[]> {
     const names = (await this.#names()).filter((name) => namePattern.exec(name)?.[2]?.startsWith(prefix));

@@ -17,6 +17,8 @@ export interface HawserOptions {
   readonly containerd: string;
   /** More sections of the configuration. */
   readonly config?: string;
+  /** With the status page on any free port. */
+  readonly page?: boolean;
   /** Port of its metrics; any free one without. */
   readonly metricsPort?: number;
   /** The node to run it with. */
@@ -73,6 +75,7 @@ config_file = "${join(dirname(options.containerd), "config.toml")}"
 [admin]
 listen = "${root}/admin.sock"
 state_dir = "${root}/state"
+${options.page ? 'page = "127.0.0.1:0"' : ""}
 [metrics]
 listen = "127.0.0.1:${options.metricsPort ?? 0}"
 ${options.config ?? ""}
