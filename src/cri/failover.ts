@@ -24,7 +24,15 @@ export interface FailoverOptions {
   /** `fallback.enabled`: without it a caller is told that its pull was lost. */
   readonly fallback: boolean;
   /** Told of each call that the pulling process did not answer, once it has been answered otherwise. */
-  readonly delegated: (reason: string, error: ServiceError | undefined, seconds: number) => void;
+  readonly delegated: (call: Delegated) => void;
+}
+
+/** How a call was answered that the pulling process did not answer. */
+export interface Delegated {
+  readonly incoming: Incoming;
+  readonly reason: string;
+  readonly error: ServiceError | undefined;
+  readonly seconds: number;
 }
 
 /** For the pulling process: has its errors carry the mark. */
@@ -77,10 +85,10 @@ async function delegate(
   const seconds = (): number => (performance.now() - began) / 1000;
   try {
     const answer = await ask(incoming, options.containerd, signal);
-    options.delegated(reason, undefined, seconds());
+    options.delegated({ incoming, reason, error: undefined, seconds: seconds() });
     return answer;
   } catch (error) {
-    options.delegated(reason, error as ServiceError, seconds());
+    options.delegated({ incoming, reason, error: error as ServiceError, seconds: seconds() });
     throw error;
   }
 }

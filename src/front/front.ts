@@ -5,17 +5,19 @@
 // dies is started again, and what it left unanswered goes to containerd. The front reads no archive, speaks to no
 // registry, and keeps no state but the operator's switch.
 
-import { type ServiceError, status } from "@grpc/grpc-js";
+import { status } from "@grpc/grpc-js";
 import type { Config, Problem } from "../config.ts";
 import { Channel } from "../containerd/channel.ts";
-import { createFailover, type Route } from "../cri/failover.ts";
+import { createFailover, type Delegated, type Route } from "../cri/failover.ts";
 import type { Forward } from "../cri/forward.ts";
 import { type CriServer, createCriServer } from "../cri/server.ts";
 import { PullError } from "../errors.ts";
+import type { Outcome } from "../history/record.ts";
 import { Store } from "../history/store.ts";
 import type { Log } from "../log.ts";
 import { type Metrics, mergeMetrics } from "../metrics.ts";
 import { type Admin, type Status, serveAdmin } from "./admin.ts";
+import { recordOfBypassed } from "./bypass.ts";
 import { Events } from "./events.ts";
 import { changedFixedKeys } from "./fixed.ts";
 import { createNotifier, type Notifier } from "./notify.ts";
@@ -58,6 +60,7 @@ export class Front {
   readonly #channel: Channel;
   readonly #pullers: Pullers;
   readonly #switch: PassThroughSwitch;
+  readonly #store: Store;
   readonly #views: Views;
   readonly #ports: Ports;
   /** Aborted when this process stops, or leaves its place to another. */
@@ -82,7 +85,8 @@ export class Front {
       }),
       changed: (puller) => this.#pullerChanged(puller),
     });
-    const pulls = new Pulls(this.#pullers, new Store(`${config.admin.state_dir}/pulls`, config.trace.keep));
+    this.#store = new Store(`${config.admin.state_dir}/pulls`, config.trace.keep);
+    const pulls = new Pulls(this.#pullers, this.#store);
     this.#views = { pulls, events: new Events(async () => await pulls.running()) };
     this.#ports = new Ports(
       { config, log: options.log, metrics: async () => await this.#metrics(), views: this.#views },
@@ -97,7 +101,7 @@ export class Front {
         route: async (lost) => await this.#route(lost),
         containerd,
         fallback: config.fallback.enabled,
-        delegated: (reason, error, seconds) => this.#delegated(reason, error, seconds),
+        delegated: (call) => this.#delegated(call),
       }),
     });
   }
@@ -215,14 +219,20 @@ export class Front {
   }
 
   /** A call that the puller did not answer. */
-  #delegated(reason: string, error: ServiceError | undefined, seconds: number): void {
+  #delegated({ incoming, reason, error, seconds }: Delegated): void {
     const { log, metrics } = this.#options;
-    const result = error === undefined ? "ok" : error.code === status.CANCELLED ? "cancelled" : "error";
+    const result: Outcome["state"] =
+      error === undefined ? "ok" : error.code === status.CANCELLED ? "cancelled" : "error";
     metrics.pulls.inc({ result, path: "delegated" });
     metrics.fallbacks.inc({ reason });
     if (result === "ok") metrics.pullSeconds.observe({ path: "delegated" }, seconds);
     const fields = { result, path: "delegated", seconds: Number(seconds.toFixed(3)), reason };
     log.info({ ...fields, ...(error && { error: error.details }) }, "pull");
+    const [traceparent] = incoming.metadata.get("traceparent");
+    const call = { request: incoming.request, reason, error, seconds, state: result };
+    const pull = recordOfBypassed({ ...call, traceparent: traceparent?.toString() });
+    // What cannot be kept is lost, as the process that pulls has it as well.
+    void pull.then(async (record) => await this.#store.add(record)).catch(() => {});
   }
 
   #pullerChanged(puller: Puller): void {

@@ -34,7 +34,7 @@ const busyCores = 0.85;
 /** With more of its time spent than this, the main thread is what receives no faster. */
 const busyMain = 0.85;
 /** Waits shorter than this are none. */
-const instantSeconds = 0.002;
+const instantSeconds = 0.005;
 
 /** A stretch of the path that exists only because somebody else had to be waited for. */
 interface Queue {
@@ -169,16 +169,21 @@ class Path {
     ]);
   }
 
-  /** Who gave up a worker just when this layer was given one. */
+  /** Whose unpacking ended when this layer was given a worker, or last before that. */
   #holderOf(
     layer: LayerRecord,
     { startSeconds, endSeconds = this.#at }: SpanRecord,
   ): LayerRecord | undefined {
-    const before = this.#layers.filter((other) => {
-      const end = last(other, "unpack")?.endSeconds;
-      return other !== layer && end !== undefined && end > startSeconds && end <= endSeconds + instantSeconds;
-    });
-    return lastBy(before, (other) => last(other, "unpack")?.endSeconds ?? 0);
+    const farOf = (other: LayerRecord): number => {
+      const unpack = last(other, "unpack");
+      const isThen = unpack && unpack.startSeconds < endSeconds && (unpack.endSeconds ?? 0) > startSeconds;
+      return isThen ? Math.abs((unpack.endSeconds ?? 0) - endSeconds) : Number.POSITIVE_INFINITY;
+    };
+    const nearest = lastBy(
+      this.#layers.filter((other) => other !== layer),
+      (other) => -farOf(other),
+    );
+    return nearest && Number.isFinite(farOf(nearest)) ? nearest : undefined;
   }
 
   #unpackParts(layer: LayerRecord, elapsed: number): readonly Part[] {

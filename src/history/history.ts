@@ -30,7 +30,7 @@ export class History {
 
   /** `traceparent`: what a caller's header of that name says (W3C Trace Context), if there is one. */
   begin(isAhead: boolean, traceparent?: string): PullTrace {
-    const [traceID, parentID] = parse(traceparent);
+    const [traceID, parentID] = parseTraceparent(traceparent);
     const trace = new PullTrace({
       id: randomBytes(8).toString("hex"),
       traceID: traceID ?? randomBytes(16).toString("hex"),
@@ -85,7 +85,7 @@ function judged(record: PullRecord): PullRecord {
 }
 
 /** Trace and parent; neither where the header is none, or of zeros alone, which stand for nothing. */
-function parse(traceparent: string | undefined): readonly [string?, string?] {
+export function parseTraceparent(traceparent: string | undefined): readonly [string?, string?] {
   const [, traceID, parentID] =
     /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?$/.exec(traceparent ?? "") ?? [];
   const isGiven =

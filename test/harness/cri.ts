@@ -46,7 +46,12 @@ export class CriClient implements Disposable {
   }
 
   /** A call in bytes. */
-  async raw(path: string, request: Uint8Array, signal?: AbortSignal): Promise<Buffer> {
+  async raw(
+    path: string,
+    request: Uint8Array,
+    signal?: AbortSignal,
+    metadata = new Metadata(),
+  ): Promise<Buffer> {
     return await new Promise((resolve, reject) => {
       const identity = (bytes: Buffer): Buffer => bytes;
       const call = this.#client.makeUnaryRequest(
@@ -54,7 +59,7 @@ export class CriClient implements Disposable {
         identity,
         identity,
         Buffer.from(request),
-        new Metadata(),
+        metadata,
         {},
         (error: ServiceError | null, answer?: Buffer) => {
           signal?.removeEventListener("abort", cancel);
