@@ -2,10 +2,12 @@
 //
 // Nothing here decides anything about a pull. What is told of one is told behind its answer.
 
+import { hostname } from "node:os";
 import type { Metadata } from "@grpc/grpc-js";
 import type { Config } from "./config.ts";
 import type { PullOutcome } from "./cri/images.ts";
 import { PullError } from "./errors.ts";
+import type { Exporter } from "./history/exporter.ts";
 import { History } from "./history/history.ts";
 import type { Outcome, PullRecord } from "./history/record.ts";
 import { Store } from "./history/store.ts";
@@ -19,20 +21,25 @@ export interface AccountOptions {
   readonly config: Config;
   readonly log: Log;
   readonly metrics: Metrics;
+  readonly version: string;
 }
 
 export class Account {
   readonly #options: AccountOptions;
   readonly #history: History;
+  /** Where pulls are sent on. */
+  readonly #exporter: Promise<Exporter> | undefined;
   /** Calls that are not answered yet. */
   #calls = 0;
 
   constructor(options: AccountOptions) {
     const { config, log } = options;
     this.#options = options;
+    this.#exporter =
+      config.trace.otlp_endpoint === "off" ? undefined : makeExporter(options, config.trace.otlp_endpoint);
     this.#history = new History({
       store: new Store(`${config.admin.state_dir}/pulls`, config.trace.keep),
-      exported: () => {},
+      exported: (record) => void this.#exporter?.then((exporter) => exporter.add(record)),
       failed: (error) =>
         log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept"),
     });
@@ -96,15 +103,28 @@ export class Account {
     return this.#history.cancel(id);
   }
 
-  /** Waits until all that has ended is kept. */
-  async settle(): Promise<void> {
+  /** Waits until all that has ended is kept, and a moment for what is sent on. */
+  async close(): Promise<void> {
     await this.#history.settle();
+    await (await this.#exporter)?.close();
   }
 
   #count(change: number): void {
     this.#calls += change;
     this.#options.metrics.inFlight.set({ what: "pulls" }, this.#calls);
   }
+}
+
+/** Loaded by those who use it alone. */
+async function makeExporter({ version, log }: AccountOptions, endpoint: URL): Promise<Exporter> {
+  const { Exporter } = await import("./history/exporter.ts");
+  return new Exporter({
+    endpoint,
+    version,
+    nodeName: hostname(),
+    dropped: (count, why) =>
+      log.warn({ count, why }, "traces of pulls were not taken by the collector of trace.otlp_endpoint"),
+  });
 }
 
 function outcomeOf(failure: PullError | undefined): Outcome {

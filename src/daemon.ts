@@ -165,7 +165,7 @@ class NodeDaemon implements Daemon {
     // What a containerd that hangs keeps us from clearing up is swept by the next instance.
     const patience = setTimeout(() => this.#containerd.close(), clearUpMs);
     await this.#works?.settle();
-    await this.#account.settle();
+    await this.#account.close();
     await this.#site?.[Symbol.asyncDispose]();
     await this.#works?.close();
     await this.#engine?.close();

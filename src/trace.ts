@@ -106,14 +106,30 @@ export class HostTrace {
     if (this.#open.delete(request)) this.#closedMs += performance.now() - request.sinceMs;
   }
 
+  failed(code: string): void {
+    this.failures.set(code, (this.failures.get(code) ?? 0) + 1);
+  }
+
   /** Another host is who answers it. */
   leave(request: { readonly sinceMs: number }): void {
     if (this.#open.delete(request)) this.requests -= 1;
   }
 }
 
-/** References and redirects name hosts, and a blob has few of them. */
+/** References and redirects name hosts, and what is fetched has few of them. */
 const hostsMax = 8;
+
+export class Hosts {
+  readonly byName = new Map<string, HostTrace>();
+
+  of(name: string): HostTrace {
+    const known = this.byName.get(name);
+    if (known) return known;
+    const host = new HostTrace();
+    if (this.byName.size < hostsMax) this.byName.set(name, host);
+    return host;
+  }
+}
 
 /** Requests of one blob, each in turn and several at once. */
 export class BlobTrace {
@@ -128,20 +144,12 @@ export class BlobTrace {
   readonly spans = new Spans();
   readonly waits = new Waits();
   readonly rate = new Rate();
-  readonly hosts = new Map<string, HostTrace>();
+  readonly hosts = new Hosts();
   #open = 0;
 
   constructor(digest: string, sizeBytes: number) {
     this.digest = digest;
     this.sizeBytes = sizeBytes;
-  }
-
-  host(name: string): HostTrace {
-    const known = this.hosts.get(name);
-    if (known) return known;
-    const host = new HostTrace();
-    if (this.hosts.size < hostsMax) this.hosts.set(name, host);
-    return host;
   }
 
   /** A request to a host, until it is disposed of. */
@@ -169,13 +177,13 @@ export class RequestTrace implements Disposable {
   constructor(blob: BlobTrace, host: string, closed: () => void) {
     this.#blob = blob;
     this.#closed = closed;
-    this.#host = blob.host(host);
+    this.#host = blob.hosts.of(host);
     this.#host.open(this);
   }
 
   answered(ms: number, from: string): void {
     this.#host.leave(this);
-    this.#host = this.#blob.host(from);
+    this.#host = this.#blob.hosts.of(from);
     this.#host.open(this);
     this.#host.answeredMs += ms;
   }
@@ -186,8 +194,7 @@ export class RequestTrace implements Disposable {
   }
 
   failed(code: string): void {
-    const { failures } = this.#host;
-    failures.set(code, (failures.get(code) ?? 0) + 1);
+    this.#host.failed(code);
   }
 
   [Symbol.dispose](): void {
@@ -204,6 +211,8 @@ export interface UnpackTrace {
   readonly waitedMs: number;
   /** That the busier of its threads had of a core; undefined where that cannot be told. */
   readonly cpuMs: number | undefined;
+  /** How often its threads had to be given one again. */
+  readonly switches: number;
 }
 
 export class LayerTrace {
@@ -229,6 +238,8 @@ export interface Vitals {
   /** That this process's main thread was not idle, and that it had of a core. */
   readonly loopMs: number;
   readonly mainCpuMs: number | undefined;
+  /** How often it had to be given one again. */
+  readonly mainSwitches: number;
   /** Of all cores together, and of those the part in which they had nothing to do. */
   readonly coresMs: number;
   readonly idleMs: number;
@@ -237,6 +248,8 @@ export interface Vitals {
 export class ImageTrace {
   /** "resolve", "plan", "layers", "blobs", "register", one behind another; and within these "registry", when it was asked. */
   readonly spans = new Spans();
+  /** That were asked for what is no layer: their failures, and how long they were left alone behind them. */
+  readonly hosts = new Hosts();
   /** Those that were not there. */
   layers: readonly LayerTrace[] = [];
   /** How many were. */
@@ -253,6 +266,8 @@ export interface PullTraceOptions {
   readonly traceID: string;
   readonly parentID?: string | undefined;
   readonly isAhead: boolean;
+  /** False where the caller wants nothing collected of it. */
+  readonly isSampled: boolean;
 }
 
 export class PullTrace {
@@ -260,6 +275,7 @@ export class PullTrace {
   readonly traceID: string;
   readonly parentID: string | undefined;
   readonly isAhead: boolean;
+  readonly isSampled: boolean;
   readonly startedAt = new Date();
   readonly startMs = performance.now();
   /** "containerd": its own PullImage, which registers what we brought, or does all of it. */
@@ -271,10 +287,11 @@ export class PullTrace {
   /** Another pull of the same image was on its way, and this one joined it. */
   isJoined = false;
 
-  constructor({ id, traceID, parentID, isAhead }: PullTraceOptions) {
+  constructor({ id, traceID, parentID, isAhead, isSampled }: PullTraceOptions) {
     this.id = id;
     this.traceID = traceID;
     this.parentID = parentID;
     this.isAhead = isAhead;
+    this.isSampled = isSampled;
   }
 }

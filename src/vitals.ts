@@ -12,10 +12,14 @@ const tickMs = 10;
 export function vitals(): Vitals {
   const native = loadNative();
   const { active } = performance.eventLoopUtilization();
+  const usage = new Float64Array(2);
+  if (native.kind === "loaded") native.binding.threadUsage(usage);
+  const [cpu = 0, switches = 0] = usage;
   return {
     atMs: performance.now(),
     loopMs: active,
-    mainCpuMs: native.kind === "loaded" ? native.binding.threadTime() / 1000 : undefined,
+    mainCpuMs: native.kind === "loaded" ? cpu / 1000 : undefined,
+    mainSwitches: switches,
     ...coresOf(readStat()),
   };
 }

@@ -18,7 +18,8 @@ export interface Bypassed {
 
 export async function recordOfBypassed(pull: Bypassed): Promise<PullRecord> {
   const { reason, state, error, seconds, traceparent } = pull;
-  const [traceId = randomBytes(16).toString("hex"), parentId] = parseTraceparent(traceparent);
+  const { traceID: traceId = randomBytes(16).toString("hex"), parentID: parentId } =
+    parseTraceparent(traceparent);
   const record: PullRecord = {
     id: randomBytes(8).toString("hex"),
     traceId,
@@ -33,6 +34,7 @@ export async function recordOfBypassed(pull: Bypassed): Promise<PullRecord> {
     presentLayers: 0,
     stages: [{ name: "containerd", startSeconds: 0, endSeconds: seconds }],
     layers: [],
+    hosts: [],
   };
   const verdict = verdictOf(record);
   return verdict ? { ...record, verdict } : record;

@@ -29,8 +29,10 @@ export interface Part {
   readonly seconds: number;
 }
 
-/** With more of the cores busy than this, whoever stands still waits for one. */
+/** With more of the cores busy than this, whoever stands still may wait for one. */
 const busyCores = 0.85;
+/** But no longer than so each time: Linux lets nobody wait who can run, and takes its turns in a few milliseconds. */
+const turnSeconds = 0.02;
 /** With more of its time spent than this, the main thread is what receives no faster. */
 const busyMain = 0.85;
 /** Waits shorter than this are none. */
@@ -189,15 +191,21 @@ class Path {
   #unpackParts(layer: LayerRecord, elapsed: number): readonly Part[] {
     // What has not ended is likely to wait for bytes.
     if (!layer.unpacked) return this.#downloadParts(layer);
-    const { waitedSeconds, cpuSeconds = elapsed - waitedSeconds } = layer.unpacked;
+    const { waitedSeconds, switches, cpuSeconds = elapsed - waitedSeconds } = layer.unpacked;
     const worked = Math.max(0, elapsed - waitedSeconds);
     const cpu = Math.min(worked, cpuSeconds);
-    const stood = (this.#machine?.coresBusy ?? 0) > busyCores ? "cpu" : "disk";
+    const queued = this.#queuedSeconds(worked - cpu, switches);
     return [
       ...scaled(this.#downloadParts(layer), waitedSeconds),
-      { cause: "cpu", seconds: cpu },
-      { cause: stood, seconds: worked - cpu },
+      { cause: "cpu", seconds: cpu + queued },
+      { cause: "disk", seconds: worked - cpu - queued },
     ];
+  }
+
+  /** What a thread that stood still for so long may have waited for a core; the rest it waited for the disk. */
+  #queuedSeconds(stoodSeconds: number, switches: number): number {
+    const isShort = (this.#machine?.coresBusy ?? 0) > busyCores;
+    return isShort ? Math.min(stoodSeconds, switches * turnSeconds) : 0;
   }
 
   /** What the time of a layer's requests went by with; of the whole image's, where its own say nothing. */
@@ -223,10 +231,10 @@ class Path {
 
   /** What keeps bytes from coming faster: usually that there are none. */
   #receiving(): Cause {
-    const { mainBusy, mainOnCore, coresBusy } = this.#machine ?? { mainBusy: 0, coresBusy: 0 };
-    if (mainBusy < busyMain) return "network";
-    const isOnCore = mainOnCore === undefined || mainOnCore > mainBusy / 2 || coresBusy > busyCores;
-    return isOnCore ? "cpu" : "disk";
+    if (!this.#machine || this.#machine.mainBusy < busyMain) return "network";
+    const { mainBusy, mainOnCore = mainBusy, mainSwitchesPerSecond } = this.#machine;
+    const onCore = mainOnCore + this.#queuedSeconds(mainBusy - mainOnCore, mainSwitchesPerSecond);
+    return onCore > mainBusy / 2 ? "cpu" : "disk";
   }
 
   /** Goes back to this moment; what lies between is laid to the parts, in their proportion. */
@@ -247,12 +255,11 @@ class Path {
     if (this.#queue && this.#at <= this.#queue.sinceSeconds) this.#queue = undefined;
   }
 
-  /** More at once would have helped, unless the cores or the network had no more to give. */
+  /** More at once would have helped while cores were idle. */
   #inQueue(part: Part): Part {
     const { key = "" } = this.#queue ?? {};
-    const isHelped = part.cause === "cpu" || part.cause === "disk";
     const isOurs = key !== waitedFor.cores && (this.#machine?.coresBusy ?? 0) <= busyCores;
-    return isHelped && isOurs ? { cause: "limit", key, seconds: part.seconds } : part;
+    return part.cause === "cpu" && isOurs ? { cause: "limit", key, seconds: part.seconds } : part;
   }
 }
 

@@ -30,12 +30,13 @@ export class History {
 
   /** `traceparent`: what a caller's header of that name says (W3C Trace Context), if there is one. */
   begin(isAhead: boolean, traceparent?: string): PullTrace {
-    const [traceID, parentID] = parseTraceparent(traceparent);
+    const { traceID, parentID, isSampled } = parseTraceparent(traceparent);
     const trace = new PullTrace({
       id: randomBytes(8).toString("hex"),
       traceID: traceID ?? randomBytes(16).toString("hex"),
       parentID,
       isAhead,
+      isSampled,
     });
     this.#live.set(trace.id, trace);
     return trace;
@@ -44,7 +45,7 @@ export class History {
   end(trace: PullTrace, outcome: Outcome): PullRecord {
     this.#live.delete(trace.id);
     const record = judged(recordOf(trace, outcome));
-    this.#options.exported(record);
+    if (trace.isSampled) this.#options.exported(record);
     this.#keeping.set(
       record,
       this.#keep(record).finally(() => this.#keeping.delete(record)),
@@ -84,11 +85,16 @@ function judged(record: PullRecord): PullRecord {
   return verdict ? { ...record, verdict } : record;
 }
 
-/** Trace and parent; neither where the header is none, or of zeros alone, which stand for nothing. */
-export function parseTraceparent(traceparent: string | undefined): readonly [string?, string?] {
-  const [, traceID, parentID] =
-    /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?$/.exec(traceparent ?? "") ?? [];
-  const isGiven =
-    traceID !== undefined && parentID !== undefined && /[1-9a-f]/.test(traceID) && /[1-9a-f]/.test(parentID);
-  return isGiven ? [traceID, parentID] : [];
+interface Parent {
+  readonly traceID?: string;
+  readonly parentID?: string;
+  readonly isSampled: boolean;
+}
+
+/** None where the header is none, or of zeros alone, which stand for nothing. */
+export function parseTraceparent(traceparent: string | undefined): Parent {
+  const [, traceID = "", parentID = "", flags = ""] =
+    /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$/.exec(traceparent ?? "") ?? [];
+  if (!/[1-9a-f]/.test(traceID) || !/[1-9a-f]/.test(parentID)) return { isSampled: true };
+  return { traceID, parentID, isSampled: (Number.parseInt(flags, 16) & 1) === 1 };
 }

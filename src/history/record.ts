@@ -3,7 +3,7 @@
 // A record is made of a pull that goes on as well as of one that has ended. It holds names, digests, hosts and numbers; no
 // credential, no header and no URL's query ever come into it.
 
-import type { BlobTrace, HostTrace, ImageTrace, LayerTrace, PullTrace, Span } from "../trace.ts";
+import type { BlobTrace, Hosts, HostTrace, ImageTrace, LayerTrace, PullTrace, Span } from "../trace.ts";
 import type { Verdict } from "./verdict.ts";
 
 export interface SpanRecord {
@@ -52,6 +52,8 @@ export interface LayerRecord {
     readonly waitedSeconds: number;
     /** That the busier of its threads had of a core; absent where that is not known. */
     readonly cpuSeconds?: number;
+    /** How often its threads had to be given a core again. */
+    readonly switches: number;
   };
 }
 
@@ -62,6 +64,8 @@ export interface MachineRecord {
   /** Of the main thread, which receives: that it was at something, and that it had a core. */
   readonly mainBusy: number;
   readonly mainOnCore?: number;
+  /** How often a second that thread had to be given a core again. */
+  readonly mainSwitchesPerSecond: number;
 }
 
 type PullState = "running" | "ok" | "refused" | "cancelled" | "error";
@@ -98,6 +102,8 @@ export interface PullRecord {
   /** resolve, plan, layers, blobs, register, and within these registry, when it was asked; containerd. */
   readonly stages: readonly SpanRecord[];
   readonly layers: readonly LayerRecord[];
+  /** Whose failures kept the pull from what is no layer: what its name stands for, manifest and config. */
+  readonly hosts: readonly HostRecord[];
   readonly machine?: MachineRecord;
   /** Of one that goes on: so far. */
   readonly verdict?: Verdict;
@@ -123,6 +129,7 @@ export function recordOf(trace: PullTrace, outcome: Outcome | undefined): PullRe
     presentLayers: image?.presentLayers ?? 0,
     stages: stages.map((span) => spanOf(span, since)),
     layers: (image?.layers ?? []).map((layer) => layerOf(layer, since)),
+    hosts: image ? hostsOf(image.hosts) : [],
     ...(machine && { machine }),
   };
 }
@@ -163,13 +170,15 @@ function layerOf(layer: LayerTrace, since: (ms: number) => number): LayerRecord 
     spans: spans.map((span) => spanOf(span, since)),
     downloadWaits: secondsBy(blob.waits.byWhat),
     unpackWaits: secondsBy(layer.waits.byWhat),
-    hosts: Array.from(blob.hosts, ([name, host]) => hostOf(name, host)).filter(isUsed),
+    // One that sends on all who come has no part in the bytes.
+    hosts: hostsOf(blob.hosts).filter(({ requests, pausedSeconds }) => requests > 0 || pausedSeconds > 0),
     ...(unpacked && {
       unpacked: {
         bytes: unpacked.bytes,
         entries: unpacked.entries,
         waitedSeconds: seconds(unpacked.waitedMs),
         ...(unpacked.cpuMs !== undefined && { cpuSeconds: seconds(unpacked.cpuMs) }),
+        switches: unpacked.switches,
       },
     }),
   };
@@ -177,6 +186,10 @@ function layerOf(layer: LayerTrace, since: (ms: number) => number): LayerRecord 
 
 function isOver(blob: BlobTrace): boolean {
   return blob.spans.all.at(-1)?.endMs !== undefined;
+}
+
+function hostsOf({ byName }: Hosts): readonly HostRecord[] {
+  return Array.from(byName, ([name, host]) => hostOf(name, host));
 }
 
 function hostOf(host: string, trace: HostTrace): HostRecord {
@@ -192,11 +205,6 @@ function hostOf(host: string, trace: HostTrace): HostRecord {
   };
 }
 
-/** One that sends on all who come has no part in the bytes. */
-function isUsed({ requests, pausedSeconds }: HostRecord): boolean {
-  return requests > 0 || pausedSeconds > 0;
-}
-
 function machineOf({ before, after }: ImageTrace): MachineRecord | undefined {
   if (!before || !after || after.atMs <= before.atMs) return undefined;
   const elapsedMs = after.atMs - before.atMs;
@@ -209,6 +217,7 @@ function machineOf({ before, after }: ImageTrace): MachineRecord | undefined {
     coresBusy: coresMs > 0 ? part(1 - (after.idleMs - before.idleMs) / coresMs) : 0,
     mainBusy: part((after.loopMs - before.loopMs) / elapsedMs),
     ...(onCoreMs !== undefined && { mainOnCore: part(onCoreMs / elapsedMs) }),
+    mainSwitchesPerSecond: Math.round((1000 * (after.mainSwitches - before.mainSwitches)) / elapsedMs),
   };
 }
 

@@ -2,7 +2,7 @@
 // done about it.
 
 import { type Cause, type Part, partsOf } from "./critical.ts";
-import type { HostRecord, LayerRecord, PullRecord } from "./record.ts";
+import type { HostRecord, PullRecord } from "./record.ts";
 import { bytesText, plain, rateText, secondsText } from "./words.ts";
 
 export interface Verdict {
@@ -77,10 +77,14 @@ function sentenceOf(record: PullRecord, part: Part, share: number): string {
 }
 
 function evidenceOf(record: PullRecord, part: Part): readonly string[] {
-  const hosts = hostsOf(record.layers);
+  const hosts = summed(record.layers.flatMap((layer) => layer.hosts));
   switch (part.cause) {
     case "registry":
-      return [...stageTexts(record, ["resolve", "plan"]), ...hosts.flatMap(answerTexts)];
+      return [
+        ...stageTexts(record, ["resolve", "plan"]),
+        ...hosts.filter(({ requests }) => requests > 0).map(answerText),
+        ...summed([...record.hosts, ...hosts]).flatMap(failureTexts),
+      ];
     case "network":
       return hosts.filter(({ bytes }) => bytes > 0).map((host) => receivedText(record, host));
     case "cpu":
@@ -129,10 +133,10 @@ function stageTexts(record: PullRecord, names: readonly string[]): readonly stri
     });
 }
 
-/** Of all layers together. */
-function hostsOf(layers: readonly LayerRecord[]): readonly HostRecord[] {
+/** One for each host. */
+function summed(hosts: readonly HostRecord[]): readonly HostRecord[] {
   const sums = new Map<string, HostRecord>();
-  for (const host of new Set(layers.flatMap((layer) => layer.hosts))) {
+  for (const host of hosts) {
     const sum = sums.get(host.host);
     sums.set(host.host, sum ? added(sum, host) : host);
   }
@@ -153,16 +157,16 @@ function added(one: HostRecord, other: HostRecord): HostRecord {
   };
 }
 
-function answerTexts(host: HostRecord): readonly string[] {
-  const each = secondsText(host.answeredSeconds / Math.max(1, host.requests));
-  const failures = Object.entries(host.failures).map(([code, count]) => `${count} × ${code}`);
+function answerText({ host, answeredSeconds, requests }: HostRecord): string {
+  const each = secondsText(answeredSeconds / requests);
+  return `${plain(host)} took ${each} until the first byte of each of ${requests} requests`;
+}
+
+function failureTexts({ host, failures, pausedSeconds }: HostRecord): readonly string[] {
+  const all = Object.entries(failures).map(([code, count]) => `${count} × ${code}`);
+  if (all.length === 0) return [];
   return [
-    `${plain(host.host)} took ${each} until the first byte of each of ${host.requests} requests`,
-    ...(failures.length > 0
-      ? [
-          `${plain(host.host)} failed (${failures.join(", ")}), and was left alone for ${secondsText(host.pausedSeconds)} behind that`,
-        ]
-      : []),
+    `${plain(host)} failed (${all.join(", ")}), and was left alone for ${secondsText(pausedSeconds)} behind that`,
   ];
 }
 

@@ -60,6 +60,8 @@ export interface UnpackedLayer {
   readonly elapsedMs: number;
   /** Milliseconds that the busier of its threads had of a core; undefined where that cannot be told. */
   readonly cpuMs: number | undefined;
+  /** How often its threads had to be given one again. */
+  readonly switches: number;
 }
 
 export interface LayerEngine {

@@ -236,13 +236,11 @@ function layerOf(outcomes: readonly Outcome[], elapsedMs: number): UnpackedLayer
   if (failure) throw new PullError(failure.code, failure.message);
   const [first, second] = outcomes;
   if (first?.kind === "unpacked") return first.layer;
-  if (first?.kind === "applied" && second?.kind === "inflated")
-    return {
-      ...first.layer,
-      ...second.layer,
-      elapsedMs,
-      cpuMs: Math.max(first.layer.cpuMs, second.layer.cpuMs),
-    };
+  if (first?.kind === "applied" && second?.kind === "inflated") {
+    const cpuMs = Math.max(first.layer.cpuMs, second.layer.cpuMs);
+    const switches = first.layer.switches + second.layer.switches;
+    return { ...first.layer, ...second.layer, elapsedMs, cpuMs, switches };
+  }
   throw new PullError("internal", "the workers did something else");
 }
 

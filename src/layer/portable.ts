@@ -63,6 +63,7 @@ export async function unpackPortable(job: LayerJob, isCancelled: () => boolean):
     waitedMs: spool.waitedMs,
     elapsedMs: performance.now() - began,
     cpuMs: undefined,
+    switches: 0,
   };
 }
 

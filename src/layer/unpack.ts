@@ -16,30 +16,36 @@ import { type Ring, RingReader, RingWriter } from "./ring.ts";
 import { TarParser } from "./tar.ts";
 import { Tree } from "./tree.ts";
 
+/** Of a lane's thread. */
+interface ThreadUsage {
+  /** That it had of a core. */
+  readonly cpuMs: number;
+  /** How often it had to be given one again. */
+  readonly switches: number;
+}
+
 /** What the first lane has to tell in the end. */
-export interface InflatedLayer {
+export interface InflatedLayer extends ThreadUsage {
   /** Of the tar stream. */
   readonly bytes: number;
   readonly waitedMs: number;
-  readonly cpuMs: number;
 }
 
 /** What the second lane has to tell. */
-export interface AppliedLayer {
+export interface AppliedLayer extends ThreadUsage {
   readonly entries: number;
   readonly implicitDirectories: ImplicitDirectories;
-  readonly cpuMs: number;
 }
 
 /** Both lanes in this thread. */
 export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): UnpackedLayer {
   const began = performance.now();
-  const cpuMs = stopwatch(native);
+  const usage = stopwatch(native);
   using second = new ApplyLane(job, native, isCancelled);
   const outlet = new CallbackOutlet((buffer, start, end) => second.take(buffer, start, end));
   const inflated = inflateTo(outlet, job, native, isCancelled);
   const applied = second.finish();
-  return { ...inflated, ...applied, elapsedMs: performance.now() - began, cpuMs: cpuMs() };
+  return { ...inflated, ...applied, elapsedMs: performance.now() - began, ...usage() };
 }
 
 /** The first lane, whose thread fills the ring. */
@@ -49,11 +55,11 @@ export function inflateLayer(
   native: Binding,
   isCancelled: () => boolean,
 ): InflatedLayer {
-  const cpuMs = stopwatch(native);
+  const usage = stopwatch(native);
   using writer = new RingWriter(ring, isCancelled);
   const inflated = inflateTo(writer, job, native, isCancelled);
   writer.end();
-  return { ...inflated, cpuMs: cpuMs() };
+  return { ...inflated, ...usage() };
 }
 
 /** The second lane, whose thread empties it. */
@@ -63,17 +69,22 @@ export function applyLayer(
   native: Binding,
   isCancelled: () => boolean,
 ): AppliedLayer {
-  const cpuMs = stopwatch(native);
+  const usage = stopwatch(native);
   using reader = new RingReader(ring, isCancelled);
   using lane = new ApplyLane(job, native, isCancelled);
   for (let room = reader.next(); room; room = reader.next()) lane.take(room.buffer, room.start, room.end);
-  return { ...lane.finish(), cpuMs: cpuMs() };
+  return { ...lane.finish(), ...usage() };
 }
 
-/** Milliseconds that this thread has had of a core from now on. */
-function stopwatch(native: Binding): () => number {
-  const began = native.threadTime();
-  return () => (native.threadTime() - began) / 1000;
+/** What this thread has had of a core from now on. */
+function stopwatch(native: Binding): () => ThreadUsage {
+  const [before, after] = [new Float64Array(2), new Float64Array(2)];
+  native.threadUsage(before);
+  return () => {
+    native.threadUsage(after);
+    const [cpuMs = 0, switches = 0] = after.map((value, index) => value - (before[index] ?? 0));
+    return { cpuMs: cpuMs / 1000, switches };
+  };
 }
 
 function inflateTo(
@@ -81,7 +92,7 @@ function inflateTo(
   job: LayerJob,
   native: Binding,
   isCancelled: () => boolean,
-): Omit<InflatedLayer, "cpuMs"> {
+): Omit<InflatedLayer, keyof ThreadUsage> {
   const check = new BlobCheck(job.descriptor, job.limits);
   const counted = new CountedOutlet(outlet, check);
   using spool = new SpoolReader(job.spool, isCancelled);
@@ -165,7 +176,7 @@ class ApplyLane implements Disposable {
     this.#parser.feed(buffer, start, end);
   }
 
-  finish(): Omit<AppliedLayer, "cpuMs"> {
+  finish(): Omit<AppliedLayer, keyof ThreadUsage> {
     this.#parser.end();
     this.#check?.finish();
     this.#applier.complete();

@@ -291,7 +291,13 @@ class NodePuller implements Puller {
         name: `pull ${this.#pulls}`,
         site,
         containerd,
-        repository: given?.repository ?? registry.repository(reference, credentials),
+        repository:
+          given?.repository ??
+          registry.repository(reference, credentials, (host, code, pausedMs) => {
+            const noted = trace.hosts.of(host);
+            noted.failed(code);
+            noted.pausedMs += pausedMs;
+          }),
         work: this.#work,
         demand,
         ahead,

@@ -82,7 +82,7 @@ export class Turns {
     return {
       acquire: async (host, signal) => await this.#request(asking, host, trace, signal),
       paused: (host, ms) => {
-        trace.host(host).pausedMs += ms;
+        trace.hosts.of(host).pausedMs += ms;
       },
     };
   }

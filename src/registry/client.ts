@@ -9,7 +9,7 @@ import { Health } from "./health.ts";
 import { hostsOf } from "./hosts.ts";
 import { realTiming, type Timing } from "./patience.ts";
 import type { ProxySettings } from "./proxy.ts";
-import type { Credentials, Registry, Repository } from "./registry.ts";
+import type { AskingFailed, Credentials, Registry, Repository } from "./registry.ts";
 import { HttpRepository } from "./repository.ts";
 import { Requester } from "./request.ts";
 import type { Wording } from "./wording.ts";
@@ -70,9 +70,10 @@ class HttpRegistry implements Registry {
     });
   }
 
-  repository(reference: Reference, credentials: Credentials | undefined): Repository {
+  repository(reference: Reference, credentials: Credentials | undefined, failed?: AskingFailed): Repository {
     return new HttpRepository({
       ...this.#options,
+      failed,
       timing: this.#timing,
       reference,
       health: this.#health,

@@ -83,9 +83,15 @@ export interface Repository {
   download(descriptor: Descriptor, spool: Spool, permits: RequestPermits, signal: AbortSignal): Promise<void>;
 }
 
+/**
+ * Told when a host (host:port) has failed that was asked for what is no layer: the status that it answered, or the code of
+ * the failure; and for how many milliseconds it was left alone before it was asked again.
+ */
+export type AskingFailed = (host: string, code: string, pausedMs: number) => void;
+
 export interface Registry {
   /** Never waits and never throws: hosts.toml is read on first use, afresh for each Repository. */
-  repository(reference: Reference, credentials: Credentials | undefined): Repository;
+  repository(reference: Reference, credentials: Credentials | undefined, failed?: AskingFailed): Repository;
 
   /** Closes every connection. */
   close(): Promise<void>;

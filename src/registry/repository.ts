@@ -15,7 +15,7 @@ import type { Health } from "./health.ts";
 import { isLoopback } from "./hosts.ts";
 import { backOff, StatusError, type Timing } from "./patience.ts";
 import { Remaining } from "./ranges.ts";
-import type { Repository, RequestPermits, Resolved } from "./registry.ts";
+import type { AskingFailed, Repository, RequestPermits, Resolved } from "./registry.ts";
 import type { Requester, RequestInit, Response } from "./request.ts";
 
 export interface RepositoryOptions {
@@ -31,6 +31,7 @@ export interface RepositoryOptions {
   readonly bandwidth?: Bandwidth | undefined;
   readonly fallbackAfterMs: number;
   readonly events: { bytes(count: number): void; retry(reason: string): void };
+  readonly failed?: AskingFailed | undefined;
 }
 
 interface Asking {
@@ -38,6 +39,7 @@ interface Asking {
   readonly resolving: boolean;
   /** Whether the last host, after which there is none to turn to, is asked again after this. */
   readonly again: (failure: PullError) => boolean;
+  readonly failed: AskingFailed | undefined;
   /** Retry-After longer than this is not waited for. */
   readonly patienceMs?: number;
 }
@@ -61,7 +63,7 @@ export class HttpRepository implements Repository {
   }
 
   async resolve(known: boolean, signal: AbortSignal): Promise<Resolved> {
-    const { fallbackAfterMs, reference } = this.#options;
+    const { fallbackAfterMs, reference, failed } = this.#options;
     const patience = new AbortController();
     const slow = new PullError("slow", `no answer for ${reference.name} within ${fallbackAfterMs} ms`);
     const timer = setTimeout(() => patience.abort(slow), fallbackAfterMs);
@@ -69,7 +71,7 @@ export class HttpRepository implements Repository {
     // Where nothing listens, the pull is better left to containerd at once.
     const again = (failure: PullError): boolean => failure.temporary && !isUnreachable(failure);
     try {
-      const asking = { resolving: true, again, patienceMs: fallbackAfterMs };
+      const asking = { resolving: true, again, patienceMs: fallbackAfterMs, failed };
       return await this.#overHosts(asking, signal, both, async (requester) => {
         const head = known ? await this.#readHead(requester, both) : undefined;
         return head ?? (await this.#readManifest(requester, both));
@@ -84,7 +86,8 @@ export class HttpRepository implements Repository {
     const kind = isManifest(mediaType) || isIndex(mediaType) ? "manifests" : "blobs";
     const path = `/${this.#options.reference.repository}/${kind}/${digest}`;
     const headers = { accept: `${mediaType}, */*`, "accept-encoding": "identity" };
-    const asking = { resolving: false, again: (failure: PullError) => failure.temporary };
+    const { failed } = this.#options;
+    const asking = { resolving: false, again: (failure: PullError) => failure.temporary, failed };
     return await this.#overHosts(asking, signal, signal, async (requester) => {
       const response = await requester.send({ method: "GET", path, headers }, signal);
       if (response.status !== 200) throw await requester.toError(response);
@@ -108,7 +111,7 @@ export class HttpRepository implements Repository {
     const remaining = new Remaining(spool.missing());
     if (remaining.sizeBytes > 0) {
       // Each range is retried by itself.
-      const asking = { resolving: false, again: () => false };
+      const asking = { resolving: false, again: () => false, failed: undefined };
       await this.#overHosts(asking, signal, signal, async (requester, hasOther) => {
         const { host } = requester;
         // A peer-to-peer proxy on this machine fetches each range separately, so it is asked for all at once.
@@ -200,13 +203,15 @@ export class HttpRepository implements Repository {
       try {
         const hasOther = requesters.slice(index + 1).some(({ host }) => !health.isOpen(host.url.host));
         const again = hasOther ? () => false : asking.again;
-        const result = await this.#retrying({ ...asking, again }, signal, () => use(requester, hasOther));
+        const attempt = async (): Promise<Result> => await use(requester, hasOther);
+        const result = await this.#retrying({ ...asking, again }, name, signal, attempt);
         health.succeeded(name);
         return result;
       } catch (error) {
         // The caller going away says nothing of the host; no answer within our patience does.
         throwIfAborted(caller);
         const failure = transportError(error, requester.host.url, signal);
+        asking.failed?.(name, wordOf(failure), 0);
         if (isOurs(failure)) throw failure;
         if (isSilence(failure)) health.failed(name, () => requester.probe());
         else health.succeeded(name);
@@ -223,7 +228,8 @@ export class HttpRepository implements Repository {
   }
 
   async #retrying<Result>(
-    { again, patienceMs }: Asking,
+    { again, patienceMs, failed }: Asking,
+    host: string,
     signal: AbortSignal,
     use: () => Promise<Result>,
   ): Promise<Result> {
@@ -235,11 +241,18 @@ export class HttpRepository implements Repository {
         throwIfAborted(signal);
         const failure = PullError.from(error);
         if (attempt >= retries || !again(failure)) throw failure;
+        const began = performance.now();
         await backOff(failure, attempt, timing, signal, patienceMs);
+        failed?.(host, wordOf(failure), performance.now() - began);
         events.retry(failure.code);
       }
     }
   }
+}
+
+/** The status that was answered, or what went wrong instead. */
+function wordOf(failure: PullError): string {
+  return failure instanceof StatusError ? String(failure.status) : failure.code;
 }
 
 /** No host can make up for these. */

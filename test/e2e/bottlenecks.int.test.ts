@@ -120,6 +120,22 @@ describe("as it comes", () => {
     });
   });
 
+  test("registry: it is asked again what a name stands for", async () => {
+    const image = put(1, () => randomBytes(1000));
+    let refused = 0;
+    fake.behave = ({ path }) =>
+      path.endsWith("/manifests/v1") && refused++ < 1
+        ? { status: 429, headers: { "retry-after": "1" } }
+        : undefined;
+    const { verdict } = await pulled(hawser, image);
+    expect(verdict).toMatchObject({
+      cause: "registry",
+      evidence: expect.arrayContaining([
+        expect.stringMatching(/ failed \(1 × 429\), and was left alone for 1\.\d\d s behind that$/),
+      ]),
+    });
+  });
+
   test("CPU: there is a lot to inflate and to hash", async () => {
     const image = put(4, () => Buffer.alloc(250_000_000, "what is easily compressed "));
     const { verdict } = await pulled(hawser, image);
@@ -149,10 +165,10 @@ test("disk: whoever writes stands still", async () => {
   using disk = new Disk(1024);
   await using slow = await PrivateContainerd.start({ root: disk.path });
   await using hawser = await start("", slow);
-  const image = put(3, () => randomBytes(20_000_000));
+  const image = put(3, () => randomBytes(5_000_000));
   let stopped: Promise<void> | undefined;
   fake.behave = (asked) => {
-    if (isBlob(asked)) stopped ??= disk.stop(2000);
+    if (isBlob(asked)) stopped ??= disk.stop(3000);
     return undefined;
   };
   const { verdict } = await pulled(hawser, image);
@@ -164,6 +180,7 @@ test.each([
   ["download.max_concurrent", "[download]\nmax_concurrent = 1", 3],
   ["download.max_concurrent_per_image", "[download]\nmax_concurrent_per_image = 1", 3],
   ["download.max_concurrent_per_host", "[download]\nmax_concurrent_per_host = 1", 3],
+  ["content.spool_max_size", '[content]\nspool_max_size = "3MiB"', 3],
   ["download.bandwidth_limit", '[download]\nbandwidth_limit = "1MiB"', 1],
 ])("limit: %s", async (key, config, layers) => {
   await using hawser = await start(config);
