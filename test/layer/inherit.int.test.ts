@@ -190,7 +190,7 @@ test("names that are not UTF-8", async () => {
 
 test("the event loop turns while many directories inherit", async () => {
   const lower = await staging.root();
-  const paths = Array.from({ length: 1000 }, (_, index) => `d${index}`);
+  const paths = Array.from({ length: 4000 }, (_, index) => `d${index}`);
   for (const path of paths) put(upper, path, { mode: 0o755 });
   let turns = 0;
   let isOver = false;
