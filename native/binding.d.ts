@@ -98,11 +98,6 @@ export interface Binding {
   threadID(): number;
   /** Has a thread of this process take only what nobody else wants of the cores (1), or its share of them (0). */
   setIdle(threadID: number, isIdle: 0 | 1): number;
-  /**
-   * Puts microseconds that the calling thread has had of a core, and how often it has given one up or been taken it away
-   * (getrusage(2)), into results[0..1].
-   */
-  threadUsage(results: Float64Array): number;
 
   /** syncfs(2) on the file system of a directory, in a thread of libuv's pool: 0 or a negative errno. */
   syncFileSystem(path: string): Promise<number>;

@@ -1,8 +1,6 @@
 // What concerns a thread as a whole: its umask, and how much of the cores it may have beside others.
 #include <cerrno>
-#include <ctime>
 #include <sched.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,26 +30,12 @@ napi_value set_idle(napi_env env, napi_callback_info info) {
   return number(env, sched_setscheduler(thread, is_idle ? SCHED_IDLE : SCHED_OTHER, &none) ? -errno : 0);
 }
 
-// threadUsage(results): microseconds that the calling thread has had of a core, and how often it gave one up.
-napi_value thread_usage(napi_env env, napi_callback_info info) {
-  Args args(env, info, 1);
-  double *results = args.results(0, 2);
-  if (!args.ok()) return nullptr;
-  timespec time{};
-  rusage usage{};
-  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) || getrusage(RUSAGE_THREAD, &usage)) return number(env, -errno);
-  results[0] = static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) / 1e3;
-  results[1] = static_cast<double>(usage.ru_nvcsw) + static_cast<double>(usage.ru_nivcsw);
-  return number(env, 0);
-}
-
 }  // namespace
 
 void define_thread(napi_env env, napi_value exports) {
   define(env, exports, "ownUmask", own_umask);
   define(env, exports, "threadID", thread_id);
   define(env, exports, "setIdle", set_idle);
-  define(env, exports, "threadUsage", thread_usage);
 }
 
 }  // namespace hawser

@@ -4,6 +4,8 @@
 // begun before a pull did. Whoever does the work writes into them, and the history room reads them. Nothing here judges,
 // keeps anything longer than the pull does, or knows what a registry or a layer is.
 
+import type { ThreadUsage } from "./usage.ts";
+
 /** Of `performance.now()` in this process, in milliseconds. */
 export interface Span {
   readonly name: string;
@@ -209,10 +211,8 @@ export interface UnpackTrace {
   readonly entries: number;
   /** For the next bytes of the download. */
   readonly waitedMs: number;
-  /** That the busier of its threads had of a core; undefined where that cannot be told. */
-  readonly cpuMs: number | undefined;
-  /** How often its threads had to be given one again. */
-  readonly switches: number;
+  /** Of the busier of its threads; undefined where that is not known. */
+  readonly usage: ThreadUsage | undefined;
 }
 
 export class LayerTrace {
@@ -235,11 +235,9 @@ export class LayerTrace {
 /** What the machine had done by some moment, in milliseconds since whenever. */
 export interface Vitals {
   readonly atMs: number;
-  /** That this process's main thread was not idle, and that it had of a core. */
+  /** That this process's main thread was not idle, and what it had of the cores meanwhile. */
   readonly loopMs: number;
-  readonly mainCpuMs: number | undefined;
-  /** How often it had to be given one again. */
-  readonly mainSwitches: number;
+  readonly mainUsage: ThreadUsage | undefined;
   /** Of all cores together, and of those the part in which they had nothing to do. */
   readonly coresMs: number;
   readonly idleMs: number;

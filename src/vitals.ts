@@ -2,24 +2,19 @@
 // short. What cannot be read says nothing, and never fails a pull.
 
 import { readFileSync } from "node:fs";
-import { loadNative } from "./native.ts";
 import type { Vitals } from "./trace.ts";
+import { threadUsage } from "./usage.ts";
 
 /** Of a clock tick (USER_HZ), which Linux has fixed at a hundredth of a second for programs. */
 const tickMs = 10;
 
 /** To be called in the main thread. */
 export function vitals(): Vitals {
-  const native = loadNative();
   const { active } = performance.eventLoopUtilization();
-  const usage = new Float64Array(2);
-  if (native.kind === "loaded") native.binding.threadUsage(usage);
-  const [cpu = 0, switches = 0] = usage;
   return {
     atMs: performance.now(),
     loopMs: active,
-    mainCpuMs: native.kind === "loaded" ? cpu / 1000 : undefined,
-    mainSwitches: switches,
+    mainUsage: threadUsage(),
     ...coresOf(readStat()),
   };
 }

@@ -1,6 +1,7 @@
 // hawser config check and hawser config show.
 
 import { describeSettings, type Loaded, loadConfig } from "../config.ts";
+import { knobs } from "../knobs.ts";
 import { type Command, parseOptions, UsageError } from "./command.ts";
 
 export const config: Command = {
@@ -45,7 +46,14 @@ function show({ given, file }: Loaded): string {
   return rows.map(([a = "", b = "", c = ""]) => `${a.padEnd(first)}  ${b.padEnd(second)}  ${c}\n`).join("");
 }
 
-/** The text of config/hawser.toml: every key with its default, commented out, under its sentence. */
+/** What becomes of it when it is too low or too high, and how that is seen. */
+function knobLines(path: string): readonly string[] {
+  const knob = knobs.get(path);
+  if (!knob) return [];
+  return [`#   Too low: ${knob.low}.`, `#   Too high: ${knob.high}.`, `#   To be seen: ${knob.seen}.`];
+}
+
+/** The text of config/hawser.toml: every key with its default, commented out, under its sentence and notes. */
 export function renderSettings(): string {
   const lines = [
     "# Hawser's configuration, /etc/hawser/hawser.toml. Every key is optional; those below show the defaults.",
@@ -53,9 +61,9 @@ export function renderSettings(): string {
   ];
   let current = "";
   for (const { section, key, preset, help } of describeSettings()) {
-    if (section !== current) lines.push("", `[${section}]`);
+    lines.push("", ...(section === current ? [] : [`[${section}]`]));
     current = section;
-    lines.push(`# ${help}`);
+    lines.push(`# ${help}`, ...knobLines(`${section}.${key}`));
     if (key === "host")
       lines.push('# [registry.host."registry.example.com"]', "# streams = 4", "# max_concurrent = 8");
     else lines.push(`# ${key} = ${JSON.stringify(preset)}`);

@@ -29,10 +29,8 @@ export interface Part {
   readonly seconds: number;
 }
 
-/** With more of the cores busy than this, whoever stands still may wait for one. */
+/** With more of the cores busy than this, more at once would not be faster. */
 const busyCores = 0.85;
-/** But no longer than so each time: Linux lets nobody wait who can run, and takes its turns in a few milliseconds. */
-const turnSeconds = 0.02;
 /** With more of its time spent than this, the main thread is what receives no faster. */
 const busyMain = 0.85;
 /** Waits shorter than this are none. */
@@ -191,21 +189,14 @@ class Path {
   #unpackParts(layer: LayerRecord, elapsed: number): readonly Part[] {
     // What has not ended is likely to wait for bytes.
     if (!layer.unpacked) return this.#downloadParts(layer);
-    const { waitedSeconds, switches, cpuSeconds = elapsed - waitedSeconds } = layer.unpacked;
+    const { waitedSeconds, onCoreSeconds = elapsed, queuedSeconds = 0 } = layer.unpacked;
     const worked = Math.max(0, elapsed - waitedSeconds);
-    const cpu = Math.min(worked, cpuSeconds);
-    const queued = this.#queuedSeconds(worked - cpu, switches);
+    const cpu = Math.min(worked, onCoreSeconds + queuedSeconds);
     return [
       ...scaled(this.#downloadParts(layer), waitedSeconds),
-      { cause: "cpu", seconds: cpu + queued },
-      { cause: "disk", seconds: worked - cpu - queued },
+      { cause: "cpu", seconds: cpu },
+      { cause: "disk", seconds: worked - cpu },
     ];
-  }
-
-  /** What a thread that stood still for so long may have waited for a core; the rest it waited for the disk. */
-  #queuedSeconds(stoodSeconds: number, switches: number): number {
-    const isShort = (this.#machine?.coresBusy ?? 0) > busyCores;
-    return isShort ? Math.min(stoodSeconds, switches * turnSeconds) : 0;
   }
 
   /** What the time of a layer's requests went by with; of the whole image's, where its own say nothing. */
@@ -232,9 +223,8 @@ class Path {
   /** What keeps bytes from coming faster: usually that there are none. */
   #receiving(): Cause {
     if (!this.#machine || this.#machine.mainBusy < busyMain) return "network";
-    const { mainBusy, mainOnCore = mainBusy, mainSwitchesPerSecond } = this.#machine;
-    const onCore = mainOnCore + this.#queuedSeconds(mainBusy - mainOnCore, mainSwitchesPerSecond);
-    return onCore > mainBusy / 2 ? "cpu" : "disk";
+    const { mainBusy, mainOnCore = mainBusy, mainQueued = 0 } = this.#machine;
+    return mainOnCore + mainQueued > mainBusy / 2 ? "cpu" : "disk";
   }
 
   /** Goes back to this moment; what lies between is laid to the parts, in their proportion. */

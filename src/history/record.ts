@@ -4,6 +4,7 @@
 // credential, no header and no URL's query ever come into it.
 
 import type { BlobTrace, Hosts, HostTrace, ImageTrace, LayerTrace, PullTrace, Span } from "../trace.ts";
+import { usageBetween } from "../usage.ts";
 import type { Verdict } from "./verdict.ts";
 
 export interface SpanRecord {
@@ -50,10 +51,9 @@ export interface LayerRecord {
     readonly entries: number;
     /** For bytes to come. */
     readonly waitedSeconds: number;
-    /** That the busier of its threads had of a core; absent where that is not known. */
-    readonly cpuSeconds?: number;
-    /** How often its threads had to be given a core again. */
-    readonly switches: number;
+    /** The busier of its threads: on a core, and able to be while others were; absent where that is not known. */
+    readonly onCoreSeconds?: number;
+    readonly queuedSeconds?: number;
   };
 }
 
@@ -61,11 +61,10 @@ export interface LayerRecord {
 export interface MachineRecord {
   /** Of all cores. */
   readonly coresBusy: number;
-  /** Of the main thread, which receives: that it was at something, and that it had a core. */
+  /** Of the main thread, which receives: that it was at something; and within that, on a core, or kept from one by others. */
   readonly mainBusy: number;
   readonly mainOnCore?: number;
-  /** How often a second that thread had to be given a core again. */
-  readonly mainSwitchesPerSecond: number;
+  readonly mainQueued?: number;
 }
 
 type PullState = "running" | "ok" | "refused" | "cancelled" | "error";
@@ -177,8 +176,10 @@ function layerOf(layer: LayerTrace, since: (ms: number) => number): LayerRecord 
         bytes: unpacked.bytes,
         entries: unpacked.entries,
         waitedSeconds: seconds(unpacked.waitedMs),
-        ...(unpacked.cpuMs !== undefined && { cpuSeconds: seconds(unpacked.cpuMs) }),
-        switches: unpacked.switches,
+        ...(unpacked.usage && {
+          onCoreSeconds: seconds(unpacked.usage.onCoreMs),
+          queuedSeconds: seconds(unpacked.usage.queuedMs),
+        }),
       },
     }),
   };
@@ -209,15 +210,11 @@ function machineOf({ before, after }: ImageTrace): MachineRecord | undefined {
   if (!before || !after || after.atMs <= before.atMs) return undefined;
   const elapsedMs = after.atMs - before.atMs;
   const coresMs = after.coresMs - before.coresMs;
-  const onCoreMs =
-    after.mainCpuMs === undefined || before.mainCpuMs === undefined
-      ? undefined
-      : after.mainCpuMs - before.mainCpuMs;
+  const main = before.mainUsage && after.mainUsage && usageBetween(before.mainUsage, after.mainUsage);
   return {
     coresBusy: coresMs > 0 ? part(1 - (after.idleMs - before.idleMs) / coresMs) : 0,
     mainBusy: part((after.loopMs - before.loopMs) / elapsedMs),
-    ...(onCoreMs !== undefined && { mainOnCore: part(onCoreMs / elapsedMs) }),
-    mainSwitchesPerSecond: Math.round((1000 * (after.mainSwitches - before.mainSwitches)) / elapsedMs),
+    ...(main && { mainOnCore: part(main.onCoreMs / elapsedMs), mainQueued: part(main.queuedMs / elapsedMs) }),
   };
 }
 

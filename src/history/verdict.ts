@@ -180,17 +180,22 @@ function receivedText(record: PullRecord, { host, bytes, requests, openSeconds }
 }
 
 function unpackText({ layers }: PullRecord): string {
-  const all = [...layers].flatMap(({ unpacked }) => unpacked ?? []);
-  const bytes = all.reduce((sum, one) => sum + one.bytes, 0);
-  const onCore = all.reduce((sum, { cpuSeconds = 0 }) => sum + cpuSeconds, 0);
-  const waited = all.reduce((sum, { waitedSeconds }) => sum + waitedSeconds, 0);
+  const all = layers.flatMap(({ unpacked }) => unpacked ?? []);
+  const sum = (of: (one: (typeof all)[number]) => number): number =>
+    all.reduce((total, one) => total + of(one), 0);
+  const [onCore, queued] = [sum((one) => one.onCoreSeconds ?? 0), sum((one) => one.queuedSeconds ?? 0)];
+  const waited = sum((one) => one.waitedSeconds);
   const spans = layers.flatMap((layer) => layer.spans.filter(({ name }) => name === "unpack"));
   const took = spans.reduce(
-    (sum, { startSeconds, endSeconds = startSeconds }) => sum + endSeconds - startSeconds,
+    (total, { startSeconds, endSeconds = startSeconds }) => total + endSeconds - startSeconds,
     0,
   );
-  const stood = Math.max(0, took - onCore - waited);
-  return `unpacking ${bytesText(bytes)} in ${layers.length} layers took ${secondsText(took)} in all: ${secondsText(onCore)} on a core, ${secondsText(waited)} waiting for bytes, ${secondsText(stood)} for anything else`;
+  const stood = Math.max(0, took - onCore - queued - waited);
+  return [
+    `unpacking ${bytesText(sum((one) => one.bytes))} in ${layers.length} layers took ${secondsText(took)} in all:`,
+    `${secondsText(onCore)} on a core, ${secondsText(queued)} waiting for one, ${secondsText(waited)} waiting for bytes,`,
+    `${secondsText(stood)} for the disk or another thread`,
+  ].join(" ");
 }
 
 function machineText({ machine }: PullRecord): string {

@@ -8,6 +8,7 @@ import type { Demand } from "../demand.ts";
 import type { Descriptor } from "../oci/descriptor.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { SpoolView } from "../spool.ts";
+import type { ThreadUsage } from "../usage.ts";
 
 /** Safety limits of one layer, from `[unpack]`; past one of them the layer fails with `exhausted`. */
 export interface LayerLimits {
@@ -58,10 +59,8 @@ export interface UnpackedLayer {
   /** Milliseconds that the worker spent waiting for the watermark, and in all. */
   readonly waitedMs: number;
   readonly elapsedMs: number;
-  /** Milliseconds that the busier of its threads had of a core; undefined where that cannot be told. */
-  readonly cpuMs: number | undefined;
-  /** How often its threads had to be given one again. */
-  readonly switches: number;
+  /** Of the busier of its threads; undefined where that is not known. */
+  readonly usage: ThreadUsage | undefined;
 }
 
 export interface LayerEngine {

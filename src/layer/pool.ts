@@ -10,6 +10,7 @@ import { Piscina } from "piscina";
 import { Demand } from "../demand.ts";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
 import { loadNative } from "../native.ts";
+import type { ThreadUsage } from "../usage.ts";
 import { inheritNative, inheritPortable } from "./inherit.ts";
 import type { ImplicitDirectories, LayerEngine, LayerJob, UnpackedLayer } from "./layer.ts";
 import { makeRing, type Ring } from "./ring.ts";
@@ -237,11 +238,16 @@ function layerOf(outcomes: readonly Outcome[], elapsedMs: number): UnpackedLayer
   const [first, second] = outcomes;
   if (first?.kind === "unpacked") return first.layer;
   if (first?.kind === "applied" && second?.kind === "inflated") {
-    const cpuMs = Math.max(first.layer.cpuMs, second.layer.cpuMs);
-    const switches = first.layer.switches + second.layer.switches;
-    return { ...first.layer, ...second.layer, elapsedMs, cpuMs, switches };
+    const usage = busierOf(first.layer.usage, second.layer.usage);
+    return { ...first.layer, ...second.layer, elapsedMs, usage };
   }
   throw new PullError("internal", "the workers did something else");
+}
+
+/** The lane that kept the other one waiting. */
+function busierOf(one: ThreadUsage | undefined, other: ThreadUsage | undefined): ThreadUsage | undefined {
+  if (!one || !other) return undefined;
+  return one.onCoreMs + one.queuedMs > other.onCoreMs + other.queuedMs ? one : other;
 }
 
 /** So many at once; the others wait in the order in which they came. */

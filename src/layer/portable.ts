@@ -62,8 +62,7 @@ export async function unpackPortable(job: LayerJob, isCancelled: () => boolean):
     implicitDirectories: noDirectories,
     waitedMs: spool.waitedMs,
     elapsedMs: performance.now() - began,
-    cpuMs: undefined,
-    switches: 0,
+    usage: undefined,
   };
 }
 

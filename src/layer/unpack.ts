@@ -6,6 +6,7 @@
 
 import type { Binding } from "../native.ts";
 import { layerPacking } from "../oci/media.ts";
+import { stopwatch, type ThreadUsage } from "../usage.ts";
 import { Applier } from "./apply.ts";
 import { BlobCheck, TarCheck, wrongDiffID } from "./check.ts";
 import { openNative, Sniffer } from "./decompress.ts";
@@ -16,36 +17,31 @@ import { type Ring, RingReader, RingWriter } from "./ring.ts";
 import { TarParser } from "./tar.ts";
 import { Tree } from "./tree.ts";
 
-/** Of a lane's thread. */
-interface ThreadUsage {
-  /** That it had of a core. */
-  readonly cpuMs: number;
-  /** How often it had to be given one again. */
-  readonly switches: number;
-}
-
 /** What the first lane has to tell in the end. */
-export interface InflatedLayer extends ThreadUsage {
+export interface InflatedLayer {
   /** Of the tar stream. */
   readonly bytes: number;
   readonly waitedMs: number;
+  /** Of the lane's thread; undefined where that is not known. */
+  readonly usage: ThreadUsage | undefined;
 }
 
 /** What the second lane has to tell. */
-export interface AppliedLayer extends ThreadUsage {
+export interface AppliedLayer {
   readonly entries: number;
   readonly implicitDirectories: ImplicitDirectories;
+  readonly usage: ThreadUsage | undefined;
 }
 
 /** Both lanes in this thread. */
 export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): UnpackedLayer {
   const began = performance.now();
-  const usage = stopwatch(native);
+  const usage = stopwatch();
   using second = new ApplyLane(job, native, isCancelled);
   const outlet = new CallbackOutlet((buffer, start, end) => second.take(buffer, start, end));
   const inflated = inflateTo(outlet, job, native, isCancelled);
   const applied = second.finish();
-  return { ...inflated, ...applied, elapsedMs: performance.now() - began, ...usage() };
+  return { ...inflated, ...applied, elapsedMs: performance.now() - began, usage: usage() };
 }
 
 /** The first lane, whose thread fills the ring. */
@@ -55,11 +51,11 @@ export function inflateLayer(
   native: Binding,
   isCancelled: () => boolean,
 ): InflatedLayer {
-  const usage = stopwatch(native);
+  const usage = stopwatch();
   using writer = new RingWriter(ring, isCancelled);
   const inflated = inflateTo(writer, job, native, isCancelled);
   writer.end();
-  return { ...inflated, ...usage() };
+  return { ...inflated, usage: usage() };
 }
 
 /** The second lane, whose thread empties it. */
@@ -69,22 +65,11 @@ export function applyLayer(
   native: Binding,
   isCancelled: () => boolean,
 ): AppliedLayer {
-  const usage = stopwatch(native);
+  const usage = stopwatch();
   using reader = new RingReader(ring, isCancelled);
   using lane = new ApplyLane(job, native, isCancelled);
   for (let room = reader.next(); room; room = reader.next()) lane.take(room.buffer, room.start, room.end);
-  return { ...lane.finish(), ...usage() };
-}
-
-/** What this thread has had of a core from now on. */
-function stopwatch(native: Binding): () => ThreadUsage {
-  const [before, after] = [new Float64Array(2), new Float64Array(2)];
-  native.threadUsage(before);
-  return () => {
-    native.threadUsage(after);
-    const [cpuMs = 0, switches = 0] = after.map((value, index) => value - (before[index] ?? 0));
-    return { cpuMs: cpuMs / 1000, switches };
-  };
+  return { ...lane.finish(), usage: usage() };
 }
 
 function inflateTo(
@@ -92,7 +77,7 @@ function inflateTo(
   job: LayerJob,
   native: Binding,
   isCancelled: () => boolean,
-): Omit<InflatedLayer, keyof ThreadUsage> {
+): Omit<InflatedLayer, "usage"> {
   const check = new BlobCheck(job.descriptor, job.limits);
   const counted = new CountedOutlet(outlet, check);
   using spool = new SpoolReader(job.spool, isCancelled);
@@ -176,7 +161,7 @@ class ApplyLane implements Disposable {
     this.#parser.feed(buffer, start, end);
   }
 
-  finish(): Omit<AppliedLayer, keyof ThreadUsage> {
+  finish(): Omit<AppliedLayer, "usage"> {
     this.#parser.end();
     this.#check?.finish();
     this.#applier.complete();

@@ -8,6 +8,7 @@ import fc from "fast-check";
 import { expect, test } from "vitest";
 import { renderSettings } from "../../src/cli/config.ts";
 import { describeSettings, loadConfig, parseConfig } from "../../src/config.ts";
+import { knobs } from "../../src/knobs.ts";
 
 function problemsOf(toml: string): string[] {
   return parseConfig(toml, "test.toml").problems.map(({ path, message }) =>
@@ -215,6 +216,26 @@ test("parsing never throws, whatever the text", () => {
       for (const { message } of problems) expect(message).not.toContain("\n");
     }),
   );
+});
+
+test("every key that is a matter of more or less says what becomes of too little and too much, and where that is seen", () => {
+  const isAmount = (preset: unknown): boolean =>
+    typeof preset === "number" ||
+    (typeof preset === "string" && /^\d+ ?(%|ms|[smh]|[KMGT]?i?B)$/.test(preset));
+  const amounts = describeSettings()
+    .filter(({ preset }) => isAmount(preset))
+    .map(({ section, key }) => `${section}.${key}`);
+  // Those whose default is a word.
+  const words = [
+    "download.max_concurrent",
+    "download.max_concurrent_per_image",
+    "download.max_concurrent_per_host",
+    "download.bandwidth_limit",
+    "unpack.max_concurrent",
+    "unpack.max_concurrent_per_image",
+    "prewarm.bandwidth_limit",
+  ];
+  expect([...knobs.keys()].sort()).toEqual([...amounts, ...words].sort());
 });
 
 test("config/hawser.toml documents every key with its default, as the schema has it", () => {

@@ -67,7 +67,7 @@ describe("as it comes", () => {
 
   test("network: bytes come slowly", async () => {
     const image = put(3, () => randomBytes(3_000_000));
-    fake.behave = (asked) => (isBlob(asked) ? { bytesPerSecond: 2_000_000 } : undefined);
+    fake.behave = (asked) => (isBlob(asked) ? { bytesPerSecond: 1_000_000 } : undefined);
     const { verdict, seconds } = await pulled(hawser, image);
     expect(verdict).toMatchObject({
       cause: "network",
@@ -75,7 +75,7 @@ describe("as it comes", () => {
         expect.stringMatching(/^9\.0 MB came from 127\.0\.0\.1:\d+ at \d\.\d MB\/s, in \d+ requests/),
       ],
     });
-    expect(verdict?.share).toBeGreaterThan(0.6);
+    expect(verdict?.share).toBeGreaterThan(0.5);
     const all = verdict?.parts.reduce((sum, part) => sum + part.seconds, 0);
     expect(all).toBeCloseTo(seconds, 1);
   });
@@ -137,7 +137,7 @@ describe("as it comes", () => {
   });
 
   test("CPU: there is a lot to inflate and to hash", async () => {
-    const image = put(4, () => Buffer.alloc(250_000_000, "what is easily compressed "));
+    const image = put(4, () => Buffer.alloc(120_000_000, "what is easily compressed "));
     const { verdict } = await pulled(hawser, image);
     expect(verdict).toMatchObject({ cause: "cpu" });
   });

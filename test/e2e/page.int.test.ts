@@ -136,20 +136,20 @@ test.each(["light", "dark"] as const)(
     await page.emulateMedia({ colorScheme: scheme });
     await page.getByRole("link", { name: image.reference }).click();
     await page.locator("#verdict").waitFor();
-    const ground = luminance(await colour(page, "body", "background-color"));
-    const card = luminance(await colour(page, ".card", "background-color"));
+    const ground = luminance(await colourOf(page, "body", "background-color"));
+    const card = luminance(await colourOf(page, ".card", "background-color"));
     expect(ground > 0.5).toBe(scheme === "light");
     // The least that WCAG asks for: 4.5 of text, 3 of what is drawn.
-    expect(contrast(luminance(await colour(page, "body", "color")), ground)).toBeGreaterThan(7);
+    expect(contrast(luminance(await colourOf(page, "body", "color")), ground)).toBeGreaterThan(7);
     for (const faint of ["p.faint", "th", "header a"])
-      expect(contrast(luminance(await colour(page, faint, "color")), ground), faint).toBeGreaterThan(4.5);
-    expect(contrast(luminance(await colour(page, "svg text", "fill")), card)).toBeGreaterThan(4.5);
+      expect(contrast(luminance(await colourOf(page, faint, "color")), ground), faint).toBeGreaterThan(4.5);
+    expect(contrast(luminance(await colourOf(page, "svg text", "fill")), card)).toBeGreaterThan(4.5);
     for (const bar of ["rect.stage", "rect.download", "rect.unpack", "rect.commit"])
-      expect(contrast(luminance(await colour(page, bar, "fill")), card), bar).toBeGreaterThan(3);
+      expect(contrast(luminance(await colourOf(page, bar, "fill")), card), bar).toBeGreaterThan(3);
   },
 );
 
-async function colour(page: Page, selector: string, property: string): Promise<readonly number[]> {
+async function colourOf(page: Page, selector: string, property: string): Promise<readonly number[]> {
   const name = JSON.stringify(property);
   const element = `document.querySelector(${JSON.stringify(selector)})`;
   const text = await page.evaluate<string>(`getComputedStyle(${element}).getPropertyValue(${name})`);

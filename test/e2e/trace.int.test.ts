@@ -148,7 +148,7 @@ describe("a trace of", () => {
     await Promise.all([first, second]);
     const { ended } = (await get("/pulls?count=2")) as PullList;
     const both = await Promise.all(ended.map(async ({ id }) => (await get(`/pulls/${id}`)) as PullRecord));
-    expect(both.map(({ isJoined }) => isJoined).sort()).toEqual([false, true]);
+    expect(both.map(({ isJoined }) => isJoined)).toEqual([true, false]);
   });
 
   test("one that is left to containerd, and why", async () => {
@@ -382,7 +382,7 @@ describe("hawser pull", () => {
     expect(drawn).toMatch(/layer {2}2 [0-9a-f]{12} +30\d kB █{10}░{10} /);
     // Three lines are drawn over, and taken away in the end.
     expect(drawn).toContain("\u001b[3F\u001b[J");
-    const [, last = ""] = /\u001b\[J((?:(?!\u001b\[J).)*)$/s.exec(drawn) ?? [];
+    const last = drawn.split("\u001b[J").at(-1);
     expect(last).toMatch(/^sha256:[0-9a-f]{64}\npulled /);
   });
 

@@ -9,5 +9,5 @@ export function makeTrace(): PullTrace {
 /** A machine that has nothing to do. */
 export function idleVitals(): Vitals {
   const atMs = performance.now();
-  return { atMs, loopMs: 0, mainCpuMs: 0, mainSwitches: 0, coresMs: atMs, idleMs: atMs };
+  return { atMs, loopMs: 0, mainUsage: undefined, coresMs: atMs, idleMs: atMs };
 }

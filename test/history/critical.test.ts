@@ -64,11 +64,11 @@ function host(answeredSeconds: number, openSeconds: number) {
   };
 }
 
-function unpacked(waitedSeconds: number, cpuSeconds?: number, switches = 0) {
-  return { bytes: 1, entries: 1, waitedSeconds, switches, ...(cpuSeconds !== undefined && { cpuSeconds }) };
+function unpacked(waitedSeconds: number, onCoreSeconds: number, queuedSeconds = 0) {
+  return { bytes: 1, entries: 1, waitedSeconds, onCoreSeconds, queuedSeconds };
 }
 
-const idle = { coresBusy: 0.2, mainBusy: 0.1, mainOnCore: 0.1, mainSwitchesPerSecond: 10 };
+const idle = { coresBusy: 0.2, mainBusy: 0.1, mainOnCore: 0.1, mainQueued: 0 };
 
 test("an image that was there: the registry's answer, and containerd's to what is asked of it", () => {
   const record = pull(1, { resolve: [0, 0.9], registry: [0.1, 0.8] });
@@ -139,21 +139,29 @@ function limit(key: string, seconds: number): Part {
   return { cause: "limit", key, seconds };
 }
 
-test("threads that stand still: for the disk with idle cores; without, for a core each time that they were given one", () => {
-  const of = (coresBusy: number, switches: number): readonly Part[] => {
-    const one = layer(0, {
-      spans: spans({ open: [0, 0], room: [0, 0], worker: [0, 0], unpack: [0, 8], commit: [8, 8] }),
-      unpacked: unpacked(0, 2, switches),
-    });
-    return partsOf(pull(8, { layers: [0, 8] }, { layers: [one], machine: { ...idle, coresBusy } }));
-  };
-  const disk = [
-    { cause: "disk", seconds: 6 },
-    { cause: "cpu", seconds: 2 },
-  ];
-  expect(of(0.3, 1000)).toEqual(disk);
-  expect(of(0.95, 0)).toEqual(disk);
-  expect(of(0.95, 1000)).toEqual([{ cause: "cpu", seconds: 8 }]);
+test.each<[string, number, readonly Part[]]>([
+  [
+    "on its core",
+    0,
+    [
+      { cause: "disk", seconds: 6 },
+      { cause: "cpu", seconds: 2 },
+    ],
+  ],
+  [
+    "on its core or kept from it",
+    5,
+    [
+      { cause: "cpu", seconds: 7 },
+      { cause: "disk", seconds: 1 },
+    ],
+  ],
+])("a thread that is not %s waits for the disk", (_name, queued, parts) => {
+  const one = layer(0, {
+    spans: spans({ open: [0, 0], room: [0, 0], worker: [0, 0], unpack: [0, 8], commit: [8, 8] }),
+    unpacked: unpacked(0, 2, queued),
+  });
+  expect(partsOf(pull(8, { layers: [0, 8] }, { layers: [one], machine: idle }))).toEqual(parts);
 });
 
 describe("two layers with one worker", () => {

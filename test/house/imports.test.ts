@@ -26,10 +26,10 @@ const tiers: readonly (readonly string[])[] = [
   ["exposition.ts"],
   ["metrics.ts", "log.ts", "trace.ts"],
   ["yaml.ts"],
-  ["errors.ts", "cores.ts", "failpoint.ts", "grpc.ts"],
+  ["errors.ts", "cores.ts", "usage.ts", "failpoint.ts", "grpc.ts"],
 ];
 /** Read by the program's two ends alone, so not part of the tiers. */
-const configuration = ["config.ts", "schema.ts", "settings.ts"];
+const configuration = ["config.ts", "knobs.ts", "schema.ts", "settings.ts"];
 const mayReadConfiguration = new Set([
   "daemon.ts",
   "loader.ts",
