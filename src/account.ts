@@ -62,19 +62,19 @@ export class Account {
     if (records) metrics.registrations.inc({ by: records });
     if (delegation) metrics.fallbacks.inc({ reason: delegation.reason });
     const told = {
-      path,
       ...(records && { records }),
       ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
       ...(error !== undefined && { error }),
     };
-    const { id, verdict } = this.#history.end(trace, { state: result, ...told });
+    const { id, verdict } = this.#history.end(trace, { state: result, path, ...told });
     const fields = {
       image: reference,
       result,
+      path,
       seconds: Number(seconds.toFixed(3)),
-      id,
-      ...(verdict && { bottleneck: nameOf(verdict) }),
       ...told,
+      ...(verdict && { bottleneck: nameOf(verdict) }),
+      id,
     };
     if (result === "ok" || result === "cancelled") log.info(fields, "pull");
     else log.warn(fields, "pull");
