@@ -65,6 +65,7 @@ export function pullView(record: PullRecord): Markup {
   const state = record.state === "running" ? "goes on" : `ended: ${endOf(record)}`;
   return html`<h1>${image || "?"}</h1>
 <p class="faint">${state}, after ${secondsText(seconds)}; began ${timeOf(startedAt)}; id ${id}${record.isAhead ? "; ahead of need" : ""}</p>
+${record.state === "running" ? progressLine(record) : undefined}
 ${outcome?.error === undefined ? undefined : html`<p>It failed: ${outcome.error}</p>`}
 ${outcome?.reason === undefined ? undefined : html`<p>Left to containerd: ${outcome.reason} ${outcome.detail ?? ""}</p>`}
 ${
@@ -87,17 +88,31 @@ ${
 }`;
 }
 
+function progressLine(record: PullRecord): Markup {
+  const [done, rate, left] = progressParts(record);
+  return html`<p>${done} at ${rate}, ${left} left</p>`;
+}
+
 function table(heads: readonly string[], rows: readonly Markup[]): Markup {
   return html`<div class="scroll"><table><thead><tr>${heads.map((head) => html`<th>${head}</th>`)}</tr></thead><tbody>
 ${rows}</tbody></table></div>`;
 }
 
 function runningRow(record: PullRecord): Markup {
+  return html`<tr><td class="wide">${linkTo(record)}</td>${progressParts(record).map((part) => html`<td>${part}</td>`)}<td>${secondsText(record.seconds)}</td><td>${bottleneckOf(record)}</td></tr>
+`;
+}
+
+/** How far it is, at which rate, and for how long it will go on at that. */
+function progressParts(record: PullRecord): readonly Markup[] {
   const progress = progressOf(record);
   const left = remainingSeconds(progress);
   const { bytes, doneBytes, bytesPerSecond } = progress;
-  return html`<tr><td class="wide">${linkTo(record)}</td><td><progress max="${Math.max(1, bytes)}" value="${doneBytes}"></progress> ${bytesText(doneBytes)} of ${bytesText(bytes)}</td><td>${rateText(bytesPerSecond)}</td><td>${left === undefined ? "-" : secondsText(left)}</td><td>${secondsText(record.seconds)}</td><td>${bottleneckOf(record)}</td></tr>
-`;
+  return [
+    html`<progress max="${Math.max(1, bytes)}" value="${doneBytes}"></progress> ${bytesText(doneBytes)} of ${bytesText(bytes)}`,
+    html`${rateText(bytesPerSecond)}`,
+    html`${left === undefined ? "-" : secondsText(left)}`,
+  ];
 }
 
 function endedRow(record: PullRecord): Markup {

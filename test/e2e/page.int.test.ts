@@ -110,6 +110,7 @@ test("one pull's page follows it to its end", async () => {
   const seen = await open("/");
   await seen.page.getByRole("link", { name: image.reference }).click();
   await seen.page.getByText(/^goes on, after/).waitFor();
+  await seen.page.getByText(/1\.5 MB of 2\.0 MB at .*\/s, .* left$/).waitFor();
   half.open();
   await pulling;
   await seen.page.getByText(/^ended: ok, after/).waitFor();
