@@ -2,15 +2,16 @@
 //
 // Nothing here decides anything about a pull. What is told of one is told behind its answer.
 
-import { hostname } from "node:os";
 import type { Metadata } from "@grpc/grpc-js";
 import type { Config } from "./config.ts";
 import type { PullOutcome } from "./cri/images.ts";
 import { PullError } from "./errors.ts";
+import { makeExporter } from "./exporting.ts";
 import type { Exporter } from "./history/exporter.ts";
 import { History } from "./history/history.ts";
 import type { Outcome, PullRecord } from "./history/record.ts";
 import { Store } from "./history/store.ts";
+import type { PullSummary } from "./history/summary.ts";
 import { nameOf } from "./history/verdict.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
@@ -31,12 +32,13 @@ export class Account {
   readonly #exporter: Promise<Exporter> | undefined;
   /** Calls that are not answered yet. */
   #calls = 0;
+  #isLeaving = false;
 
   constructor(options: AccountOptions) {
     const { config, log } = options;
     this.#options = options;
-    this.#exporter =
-      config.trace.otlp_endpoint === "off" ? undefined : makeExporter(options, config.trace.otlp_endpoint);
+    const { otlp_endpoint: endpoint } = config.trace;
+    this.#exporter = endpoint === "off" ? undefined : makeExporter({ ...options, endpoint });
     this.#history = new History({
       store: new Store(`${config.admin.state_dir}/pulls`, config.trace.keep),
       exported: (record) => void this.#exporter?.then((exporter) => exporter.add(record)),
@@ -49,7 +51,7 @@ export class Account {
   begin(metadata: Metadata): PullTrace {
     this.#count(1);
     const [traceparent] = metadata.get("traceparent");
-    return this.#history.begin(false, typeof traceparent === "string" ? traceparent : undefined);
+    return this.#history.begin({ isAhead: false, traceparent: traceparent?.toString() });
   }
 
   /** It is answered. */
@@ -61,23 +63,27 @@ export class Account {
     if (result === "ok") metrics.pullSeconds.observe({ path }, seconds);
     if (records) metrics.registrations.inc({ by: records });
     if (delegation) metrics.fallbacks.inc({ reason: delegation.reason });
-    const told = {
-      ...(records && { records }),
-      ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
-      ...(error !== undefined && { error }),
-    };
-    const { id, verdict } = this.#history.end(trace, { state: result, path, ...told });
+    const told = { ...(records && { records }), ...(error !== undefined && { error }) };
     const fields = {
       image: reference,
       result,
       path,
       seconds: Number(seconds.toFixed(3)),
-      ...told,
-      ...(verdict && { bottleneck: nameOf(verdict) }),
-      id,
+      ...(records && { records }),
+      ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
+      ...(error !== undefined && { error }),
     };
-    if (result === "ok" || result === "cancelled") log.info(fields, "pull");
-    else log.warn(fields, "pull");
+    const isFine = result === "ok" || result === "cancelled";
+    this.#history.end(trace, this.#outcomeOf({ state: result, path, ...told }), ({ id, verdict }) => {
+      const all = { ...fields, ...(verdict && { bottleneck: nameOf(verdict) }), id };
+      if (isFine) log.info(all, "pull");
+      else log.warn(all, "pull");
+    });
+  }
+
+  /** From now on pulls are broken off that another process goes on with. */
+  leave(): void {
+    this.#isLeaving = true;
   }
 
   /** One ahead of need, which its signal or an operator may end. */
@@ -86,16 +92,21 @@ export class Account {
     signal: AbortSignal,
     pull: (trace: PullTrace, signal: AbortSignal) => Promise<Pulled>,
   ): Promise<Pulled> {
-    const trace = this.#history.begin(true);
+    const trace = this.#history.begin({ isAhead: true });
     trace.reference = reference;
     const pulled = await pull(trace, AbortSignal.any([signal, trace.cancelled.signal]));
-    this.#history.end(trace, outcomeOf(pulled.failure));
+    this.#history.end(trace, this.#outcomeOf(outcomeOf(pulled.failure)));
     return pulled;
   }
 
   /** Pulls that go on, or have ended just now. */
-  present(): readonly PullRecord[] {
+  present(): readonly PullSummary[] {
     return this.#history.present();
+  }
+
+  /** One of these, whole, by its id or its trace's. */
+  find(id: string): PullRecord | undefined {
+    return this.#history.find(id);
   }
 
   /** False where none of this id goes on. */
@@ -109,22 +120,15 @@ export class Account {
     await (await this.#exporter)?.close();
   }
 
+  #outcomeOf(outcome: Outcome): Outcome {
+    const isHandedOver = this.#isLeaving && outcome.state === "cancelled";
+    return isHandedOver ? { ...outcome, error: "broken off, for another process to go on with" } : outcome;
+  }
+
   #count(change: number): void {
     this.#calls += change;
     this.#options.metrics.inFlight.set({ what: "pulls" }, this.#calls);
   }
-}
-
-/** Loaded by those who use it alone. */
-async function makeExporter({ version, log }: AccountOptions, endpoint: URL): Promise<Exporter> {
-  const { Exporter } = await import("./history/exporter.ts");
-  return new Exporter({
-    endpoint,
-    version,
-    nodeName: hostname(),
-    dropped: (count, why) =>
-      log.warn({ count, why }, "traces of pulls were not taken by the collector of trace.otlp_endpoint"),
-  });
 }
 
 function outcomeOf(failure: PullError | undefined): Outcome {

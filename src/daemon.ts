@@ -14,6 +14,7 @@ import { createPullHandler, type Delegation } from "./cri/images.ts";
 import { type CriServer, createCriServer } from "./cri/server.ts";
 import { PullError } from "./errors.ts";
 import type { PullRecord } from "./history/record.ts";
+import type { PullSummary } from "./history/summary.ts";
 import type { LayerEngine } from "./layer/layer.ts";
 import { spareOf } from "./limits.ts";
 import type { Log } from "./log.ts";
@@ -52,7 +53,9 @@ export interface Daemon {
   /** Of {@link Prewarming}; throws `unavailable` where nothing is accelerated. */
   prewarm(request: PrewarmRequest): Promise<PrewarmStatus>;
   /** Pulls that go on, or have ended just now. */
-  pulls(): readonly PullRecord[];
+  pulls(): readonly PullSummary[];
+  /** One of these, whole, by its id or its trace's. */
+  pull(id: string): PullRecord | undefined;
   /** False where none of this id goes on. */
   cancel(id: string): boolean;
   /** Stops accepting calls, lets running ones end for this long, cancels the rest and removes what is ours. */
@@ -152,8 +155,12 @@ class NodeDaemon implements Daemon {
     throw new PullError("unavailable", `nothing is fetched ahead: ${this.#hindrance?.detail}`);
   }
 
-  pulls(): readonly PullRecord[] {
+  pulls(): readonly PullSummary[] {
     return this.#account.present();
+  }
+
+  pull(id: string): PullRecord | undefined {
+    return this.#account.find(id);
   }
 
   cancel(id: string): boolean {
@@ -161,6 +168,7 @@ class NodeDaemon implements Daemon {
   }
 
   async drain(timeoutMs: number): Promise<void> {
+    this.#account.leave();
     await Promise.all([this.#server.drain(timeoutMs), this.#prewarming?.close()]);
     // What a containerd that hangs keeps us from clearing up is swept by the next instance.
     const patience = setTimeout(() => this.#containerd.close(), clearUpMs);

@@ -87,6 +87,8 @@ function pipe(): Pipe | undefined {
   if (process.send === undefined) return undefined;
   const closed = new AbortController();
   process.on("disconnect", () => closed.abort());
+  // Whoever started it may have gone while it was being loaded.
+  if (!process.connected) closed.abort();
   return {
     // An error says that the other end is gone, which `closed` says as well.
     send: (message) => void process.send?.(message, undefined, undefined, () => {}),
@@ -114,8 +116,12 @@ const context: Context = {
   packageFile,
   environment: process.env,
   isColoured: process.stdout.isTTY && !process.env["NO_COLOR"],
-  columns: () => (process.stdout.isTTY ? process.stdout.columns : undefined),
-  errorColumns: () => (process.stderr.isTTY ? process.stderr.columns : undefined),
+  columns: () => (process.stdout.isTTY ? process.stdout.columns || undefined : undefined),
+  errorTerminal: () => {
+    const { isTTY, columns, rows } = process.stderr;
+    // One that does not say how large it is, as on a serial line, is told in lines.
+    return isTTY && columns > 0 && rows > 0 && process.env["TERM"] !== "dumb" ? { columns, rows } : undefined;
+  },
   stdout: (text) => process.stdout.write(text),
   stderr: (text) => process.stderr.write(text),
   interrupted: interruption(),

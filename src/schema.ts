@@ -277,7 +277,7 @@ export const schema = {
   },
   trace: {
     keep: setting(
-      count(0, 10_000),
+      count(0, 1000),
       200,
       'Pulls whose traces are kept, over restarts, for "hawser trace" and the status page; 0 keeps none.',
     ),

@@ -142,7 +142,7 @@ export class BlobTrace {
   receivedBytes = 0;
   /** Most requests that were open at once. */
   openMost = 0;
-  /** "open": until it had a spool, within which "room": for that. "download": until its last byte. */
+  /** "open": until it had a spool, within which "room" where it had to wait for that. "download": until its last byte. */
   readonly spans = new Spans();
   readonly waits = new Waits();
   readonly rate = new Rate();
@@ -175,6 +175,7 @@ export class RequestTrace implements Disposable {
   readonly #closed: () => void;
   readonly sinceMs = performance.now();
   #host: HostTrace;
+  #isAnswered = false;
 
   constructor(blob: BlobTrace, host: string, closed: () => void) {
     this.#blob = blob;
@@ -183,11 +184,15 @@ export class RequestTrace implements Disposable {
     this.#host.open(this);
   }
 
-  answered(ms: number, from: string): void {
+  /** Of so many milliseconds, the first so many went by until the host that was asked had named another. */
+  answered(ms: number, from: string, redirectedMs: number): void {
+    this.#isAnswered = true;
+    this.#host.answeredMs += redirectedMs;
+    if (redirectedMs > 0) this.#host.requests += 1;
     this.#host.leave(this);
     this.#host = this.#blob.hosts.of(from);
     this.#host.open(this);
-    this.#host.answeredMs += ms;
+    this.#host.answeredMs += ms - redirectedMs;
   }
 
   received(bytes: number): void {
@@ -197,6 +202,8 @@ export class RequestTrace implements Disposable {
 
   failed(code: string): void {
     this.#host.failed(code);
+    // Whatever did not answer is what was waited for.
+    if (!this.#isAnswered) this.#host.answeredMs += performance.now() - this.sinceMs;
   }
 
   [Symbol.dispose](): void {
@@ -258,6 +265,8 @@ export class ImageTrace {
 }
 
 export interface PullTraceOptions {
+  /** When its call came in, where that was before now. */
+  readonly startMs?: number;
   /** 16 hexadecimal digits. */
   readonly id: string;
   /** What it is part of (W3C Trace Context): 32 hexadecimal digits, and the 16 of the caller's span, if there is one. */
@@ -274,9 +283,12 @@ export class PullTrace {
   readonly parentID: string | undefined;
   readonly isAhead: boolean;
   readonly isSampled: boolean;
-  readonly startedAt = new Date();
-  readonly startMs = performance.now();
-  /** "containerd": its own PullImage, which registers what we brought, or does all of it. */
+  readonly startedAt: Date;
+  readonly startMs: number;
+  /**
+   * "containerd": its own PullImage, which registers what we brought, or does all of it. "lost": until a process was gone
+   * that had begun it.
+   */
   readonly spans = new Spans();
   /** Aborted when an operator has cancelled it. */
   readonly cancelled = new AbortController();
@@ -284,8 +296,15 @@ export class PullTrace {
   image: ImageTrace | undefined;
   /** Another pull of the same image was on its way, and this one joined it. */
   isJoined = false;
+  /** Why it has been left to containerd. */
+  delegation: { readonly reason: string; readonly detail: string } | undefined;
+  /** When its answer was known. */
+  endMs: number | undefined;
 
-  constructor({ id, traceID, parentID, isAhead, isSampled }: PullTraceOptions) {
+  constructor(options: PullTraceOptions) {
+    const { id, traceID, parentID, isAhead, isSampled, startMs = performance.now() } = options;
+    this.startMs = startMs;
+    this.startedAt = new Date(Date.now() - (performance.now() - startMs));
     this.id = id;
     this.traceID = traceID;
     this.parentID = parentID;

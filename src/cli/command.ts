@@ -10,6 +10,11 @@ export interface Command {
   readonly run: (args: readonly string[], context: Context) => Promise<number>;
 }
 
+export interface Terminal {
+  readonly columns: number;
+  readonly rows: number;
+}
+
 /** What commands share; main.ts owns signals and hands them down. */
 export interface Context {
   readonly version: string;
@@ -18,9 +23,10 @@ export interface Context {
   readonly environment: Readonly<Record<string, string | undefined>>;
   /** Standard output is a terminal that takes colours. */
   readonly isColoured: boolean;
-  /** Of the terminal on standard output, and of the one on standard error; undefined where it is none. */
+  /** Of the terminal on standard output; undefined where it is none, or does not say. */
   readonly columns: () => number | undefined;
-  readonly errorColumns: () => number | undefined;
+  /** The terminal on standard error, if it is one on which what was written can be written over. */
+  readonly errorTerminal: () => Terminal | undefined;
   readonly stdout: (text: string) => void;
   readonly stderr: (text: string) => void;
   /** Aborted by the first SIGINT or SIGTERM; a second one ends the process at once. */

@@ -2,6 +2,7 @@
 
 import { type LayerRecord, type PullRecord, progressOf, remainingSeconds } from "../history/record.ts";
 import { bytesText, plain, rateText, secondsText } from "../history/words.ts";
+import type { Terminal } from "./command.ts";
 
 export interface Progress {
   show(record: PullRecord): void;
@@ -9,24 +10,25 @@ export interface Progress {
   end(): void;
 }
 
-/** More layers than this are counted, and not shown. */
-const linesMax = 24;
 const barColumns = 20;
 
 /** Draws over what it has drawn before. */
 export class TerminalProgress implements Progress {
   readonly #write: (text: string) => void;
-  readonly #columns: () => number;
+  readonly #size: () => Terminal;
   #drawn = 0;
 
-  constructor(write: (text: string) => void, columns: () => number) {
+  constructor(write: (text: string) => void, size: () => Terminal) {
     this.#write = write;
-    this.#columns = columns;
+    this.#size = size;
   }
 
   show(record: PullRecord): void {
-    // A line that is longer than the terminal would take two.
-    const lines = linesOf(record).map((line) => line.slice(0, Math.max(1, this.#columns() - 1)));
+    const { columns, rows } = this.#size();
+    // A line that is longer than the terminal would take two, and what has left its top cannot be drawn over.
+    const lines = linesOf(record, Math.max(1, rows - 3)).map((line) =>
+      line.slice(0, Math.max(1, columns - 1)),
+    );
     this.#write(`${this.#erasure()}${lines.map((line) => `${line}\n`).join("")}`);
     this.#drawn = lines.length;
   }
@@ -63,7 +65,8 @@ export class PlainProgress implements Progress {
   end(): void {}
 }
 
-function linesOf(record: PullRecord): readonly string[] {
+/** One for the whole, and one for each layer; more layers than `layersMax` are counted, and not shown. */
+function linesOf(record: PullRecord, layersMax: number): readonly string[] {
   const { image, seconds, layers } = record;
   const progress = progressOf(record);
   const remaining = remainingSeconds(progress);
@@ -73,10 +76,10 @@ function linesOf(record: PullRecord): readonly string[] {
     ...(remaining === undefined ? [] : [`${secondsText(remaining)} left`]),
     `for ${secondsText(seconds)}`,
   ];
-  const hidden = layers.length - linesMax;
+  const hidden = layers.length - layersMax;
   return [
     all.join(", "),
-    ...layers.slice(0, linesMax).map((layer) => lineOf(layer, record)),
+    ...layers.slice(0, layersMax).map((layer) => lineOf(layer, record)),
     ...(hidden > 0 ? [`and ${hidden} layers more`] : []),
   ];
 }

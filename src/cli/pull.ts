@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { loadConfig } from "../config.ts";
+import { PullError } from "../errors.ts";
 import { followAdmin } from "../front/client.ts";
 import { clientOf } from "../grpc.ts";
 import type { PullRecord } from "../history/record.ts";
@@ -65,7 +66,10 @@ async function socketsOf(
   given: string | undefined,
   configFile: string | undefined,
 ): Promise<{ readonly cri: string; readonly admin: string | undefined }> {
-  const { config } = await loadConfig(configFile);
+  const { config, problems } = await loadConfig(configFile);
+  const unread = problems.find((problem) => problem.path === "");
+  if (configFile !== undefined && unread !== undefined)
+    throw new PullError("invalid", `${configFile}: ${unread.message}`);
   const cri = (given ?? config.cri.listen).replace(/^unix:(\/\/)?/, "");
   if (cri === "" || cri.includes("://"))
     throw new UsageError(`expected the path of a socket behind --cri, such as ${defaultSocket}`);
@@ -87,8 +91,8 @@ async function pullWith(wanted: Wanted, context: Context): Promise<void> {
   let last: PullRecord | undefined;
   const following =
     admin &&
-    followAdmin(admin, "/events", over.signal, (data) => {
-      last = pullOf(data, traceID) ?? last;
+    followAdmin(admin, `/events?trace=${traceID}`, over.signal, (data) => {
+      last = (data as PullRecord | null) ?? last;
       if (last && !over.signal.aborted) progress.show(last);
     }).catch(() => {});
   let id: string;
@@ -109,16 +113,9 @@ async function pullWith(wanted: Wanted, context: Context): Promise<void> {
   stderr(`pulled ${reference} in ${seconds.toFixed(2)} s${trace}\n`);
 }
 
-function progressOn({ stderr, errorColumns }: Context): Progress {
-  return errorColumns() === undefined
-    ? new PlainProgress(stderr)
-    : new TerminalProgress(stderr, () => errorColumns() ?? Number.POSITIVE_INFINITY);
-}
-
-/** Of the daemon's pulls that go on: this one. */
-function pullOf(data: unknown, traceID: string): PullRecord | undefined {
-  const pulls = Array.isArray(data) ? (data as readonly PullRecord[]) : [];
-  return pulls.find(({ traceId }) => traceId === traceID);
+function progressOn({ stderr, errorTerminal }: Context): Progress {
+  const first = errorTerminal();
+  return first ? new TerminalProgress(stderr, () => errorTerminal() ?? first) : new PlainProgress(stderr);
 }
 
 function explain({ code, details, message }: ServiceError): string {

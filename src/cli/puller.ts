@@ -77,8 +77,8 @@ async function serveFront(daemon: Daemon, metrics: Metrics, pipe: Pipe): Promise
       if (message.kind === "drain") resolve(message.timeoutMs);
       else if (message.kind === "ping") pipe.send({ kind: "pong" } satisfies FromPuller);
       else if (message.kind === "prewarm") void answerPrewarm(daemon, pipe, message);
-      else if (message.kind === "pulls" || message.kind === "cancel") answerPulls(daemon, pipe, message);
-      else void answerMetrics(metrics, pipe, message.id);
+      else if (message.kind === "metrics") void answerMetrics(metrics, pipe, message.id);
+      else answerPulls(daemon, pipe, message);
     });
   });
   await daemon.drain(timeoutMs);
@@ -94,14 +94,15 @@ async function answerMetrics(metrics: Metrics, pipe: Pipe, id: number): Promise<
 function answerPulls(
   daemon: Daemon,
   pipe: Pipe,
-  message: Extract<ToPuller, { kind: "pulls" | "cancel" }>,
+  message: Extract<ToPuller, { kind: "pulls" | "pull" | "cancel" }>,
 ): void {
-  const { id } = message;
-  const answer: FromPuller =
-    message.kind === "pulls"
-      ? { kind: "pulls", id, pulls: daemon.pulls() }
-      : { kind: "cancel", id, isCancelled: daemon.cancel(message.pull) };
-  pipe.send(answer);
+  const { id, kind } = message;
+  const answer = (): FromPuller => {
+    if (kind === "pulls") return { kind, id, pulls: daemon.pulls() };
+    if (kind === "pull") return { kind, id, pull: daemon.pull(message.pull) };
+    return { kind, id, isCancelled: daemon.cancel(message.pull) };
+  };
+  pipe.send(answer());
 }
 
 async function answerPrewarm(

@@ -1,6 +1,8 @@
 // hawser pulls: the pulls that go on, and the latest that have ended. hawser cancel: ends one that goes on.
 
-import type { PullList, PullSummary } from "../front/pulls.ts";
+import type { PullList } from "../front/pulls.ts";
+import type { PullRecord } from "../history/record.ts";
+import type { PullSummary } from "../history/summary.ts";
 import { nameOf } from "../history/verdict.ts";
 import { agoText, bytesText, rateText, secondsText } from "../history/words.ts";
 import { askDaemon } from "./admin.ts";
@@ -27,8 +29,8 @@ Options:
     } as const;
     const { values } = parseOptions(args, options, 0);
     const count = values.count ?? "20";
-    if (!/^[1-9]\d{0,3}$/.test(count))
-      throw new UsageError("expected a number from 1 to 9999 behind --count");
+    if (!/^([1-9]\d{0,2}|1000)$/.test(count))
+      throw new UsageError("expected a number from 1 to 1000 behind --count");
     const list = (await askDaemon(values.config, "GET", `/pulls?count=${count}`)) as PullList;
     context.stdout(values.json ? `${JSON.stringify(list)}\n` : listText(list, Date.now()));
     return 0;
@@ -41,7 +43,8 @@ export const cancel: Command = {
   help: `Usage: hawser cancel ID [--config FILE]
 
 Ends a pull that goes on, as if whoever asked for it had gone; what it has fetched waits for the next attempt. Kubelet
-tries again after a while. ID is that of "hawser pulls", or its beginning.
+tries again after a while; so does the daemon with an image that is to be fetched ahead, until "hawser prewarm rm". ID is
+that of "hawser pulls", or its beginning.
 
 Options:
   --config FILE   configuration that names the admin socket (default /etc/hawser/hawser.toml)
@@ -51,12 +54,14 @@ Options:
     const [id] = positionals;
     if (id === undefined) throw new UsageError('expected the id of a pull; "hawser pulls" lists them');
     const path = `/pulls/${encodeURIComponent(id)}/cancel`;
-    const ended = (await askDaemon(values.config, "POST", path)) as PullSummary;
+    const ended = (await askDaemon(values.config, "POST", path)) as PullRecord;
     context.stdout(plainLine(`cancelled pull ${ended.id} of ${ended.image}`));
     return 0;
   },
 };
 
+/** A longer name would push all else out of sight. */
+const imageMax = 100;
 const heads = ["ID", "IMAGE", "STATE", "BEGAN", "TIME", "SIZE", "BOTTLENECK"];
 
 /** A table; `now` is what "began" is counted back from, in milliseconds since 1970. */
@@ -76,7 +81,7 @@ function rowOf(pull: PullSummary, now: number): readonly string[] {
   const share = verdict ? ` ${Math.round(100 * verdict.share)} %` : "";
   return [
     id,
-    plainLine(image || "?").trim(),
+    shortened(plainLine(image || "?").trim()),
     stateOf(pull),
     agoText((now - Date.parse(startedAt)) / 1000),
     secondsText(seconds),
@@ -85,12 +90,27 @@ function rowOf(pull: PullSummary, now: number): readonly string[] {
   ];
 }
 
+/** All of it is in the JSON. */
+function shortened(image: string): string {
+  return image.length <= imageMax ? image : `${image.slice(0, imageMax - 1)}…`;
+}
+
 /** How far it is, or how it ended. */
 function stateOf(pull: PullSummary): string {
-  const { state, outcome, bytes, doneBytes, bytesPerSecond = 0, remainingSeconds, isAhead } = pull;
+  const {
+    state,
+    outcome,
+    delegation,
+    bytes,
+    doneBytes,
+    bytesPerSecond = 0,
+    remainingSeconds,
+    isAhead,
+  } = pull;
   const ahead = isAhead ? " (ahead)" : "";
   if (state !== "running")
     return `${outcome?.path === "delegated" ? `${state} (containerd)` : state}${ahead}`;
+  if (delegation) return `running (containerd)${ahead}`;
   if (bytes === 0) return `running${ahead}`;
   const left = remainingSeconds === undefined ? "" : `, ${secondsText(remainingSeconds)} left`;
   return `${Math.floor((100 * doneBytes) / bytes)} % at ${rateText(bytesPerSecond)}${left}${ahead}`;

@@ -1,7 +1,7 @@
 // One pull for a terminal: why it took as long as it did, and when each of its parts was at what.
 
 import type { PullRecord } from "../history/record.ts";
-import { nameOf } from "../history/verdict.ts";
+import { delegationText, nameOf } from "../history/verdict.ts";
 import { type Bar, type BarKind, type Row, rowsOf } from "../history/waterfall.ts";
 import { secondsText } from "../history/words.ts";
 import { plainLine } from "./command.ts";
@@ -70,12 +70,9 @@ function headline({ image, state, seconds, startedAt, id, isAhead, isJoined }: P
   return all.filter((text) => text !== "").join(", ");
 }
 
-function verdictLines({ verdict, outcome, seconds }: PullRecord): readonly string[] {
+function verdictLines({ verdict, outcome, delegation, seconds }: PullRecord): readonly string[] {
   const failed = outcome?.error === undefined ? [] : [plainLine(`failed: ${outcome.error}`)];
-  const left =
-    outcome?.reason === undefined
-      ? []
-      : [plainLine(`left to containerd: ${outcome.reason}${outcome.detail ? `: ${outcome.detail}` : ""}`)];
+  const left = delegation ? [plainLine(`left to containerd: ${delegationText(delegation)}`)] : [];
   if (!verdict) return [...failed, ...left];
   const parts = verdict.parts.map(
     (part) =>

@@ -6,7 +6,7 @@
 
 import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
 import { type Answer, ask, type Forward, type Incoming } from "./forward.ts";
-import type { PullHandler } from "./images.ts";
+import { cancelledHere, type PullHandler } from "./images.ts";
 
 /** On the trailer of an error that is an answer. */
 const mark = "hawser-answer";
@@ -23,16 +23,22 @@ export interface FailoverOptions {
   readonly containerd: Forward;
   /** `fallback.enabled`: without it a caller is told that its pull was lost. */
   readonly fallback: boolean;
-  /** Told of each call that the pulling process did not answer, once it has been answered otherwise. */
-  readonly delegated: (call: Delegated) => void;
+  /** Told of each call that goes to containerd instead; the signal it gives back is aborted to end it, and its end is told. */
+  readonly bypass: (call: Bypassed) => {
+    readonly signal: AbortSignal;
+    readonly end: (error: ServiceError | undefined) => void;
+  };
 }
 
-/** How a call was answered that the pulling process did not answer. */
-export interface Delegated {
+/** A call that the pulling process does not answer. */
+export interface Bypassed {
   readonly incoming: Incoming;
+  /** With a word for metrics. */
   readonly reason: string;
-  readonly error: ServiceError | undefined;
-  readonly seconds: number;
+  /** When it came in (performance.now()). */
+  readonly beganMs: number;
+  /** A pulling process had begun it. */
+  readonly isLost: boolean;
 }
 
 /** For the pulling process: has its errors carry the mark. */
@@ -56,12 +62,14 @@ export function markAnswers(handler: PullHandler): PullHandler {
 /** For the front. The handler rejects with the ServiceError that the caller is to have. */
 export function createFailover(options: FailoverOptions): PullHandler {
   return async (incoming, signal) => {
-    const began = performance.now();
+    const beganMs = performance.now();
     let lost: Forward | undefined;
     for (;;) {
       const route = await options.route(lost);
-      if (route.kind === "containerd")
-        return await delegate(options, incoming, signal, lost === undefined ? route.reason : "lost", began);
+      if (route.kind === "containerd") {
+        const [isLost, reason] = [lost !== undefined, lost === undefined ? route.reason : "lost"];
+        return await delegate(options, { incoming, reason, beganMs, isLost }, signal);
+      }
       try {
         return await ask(incoming, route.forward, signal);
       } catch (error) {
@@ -76,20 +84,19 @@ export function createFailover(options: FailoverOptions): PullHandler {
 }
 
 async function delegate(
-  options: FailoverOptions,
-  incoming: Incoming,
+  { containerd, bypass }: FailoverOptions,
+  call: Bypassed,
   signal: AbortSignal,
-  reason: string,
-  began: number,
 ): Promise<Answer> {
-  const seconds = (): number => (performance.now() - began) / 1000;
+  const { signal: cancelled, end } = bypass(call);
   try {
-    const answer = await ask(incoming, options.containerd, signal);
-    options.delegated({ incoming, reason, error: undefined, seconds: seconds() });
+    const answer = await ask(call.incoming, containerd, AbortSignal.any([signal, cancelled]));
+    end(undefined);
     return answer;
   } catch (error) {
-    options.delegated({ incoming, reason, error: error as ServiceError, seconds: seconds() });
-    throw error;
+    const failure = cancelled.aborted ? cancelledHere() : (error as ServiceError);
+    end(failure);
+    throw failure;
   }
 }
 

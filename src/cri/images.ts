@@ -95,7 +95,7 @@ class Attempt {
       this.#done("ok");
       return answer;
     } catch (error) {
-      const failure = error as ServiceError;
+      const failure = this.#isCancelledHere ? cancelledHere() : (error as ServiceError);
       const cancelled = this.#signal.aborted || failure.code === status.CANCELLED;
       this.#done(cancelled ? "cancelled" : failure instanceof Refusal ? "refused" : "error", failure.details);
       throw failure;
@@ -138,8 +138,6 @@ class Attempt {
   }
 
   async #failed(failure: PullError): Promise<Answer> {
-    if (this.#trace.cancelled.signal.aborted)
-      throw new Refusal(status.CANCELLED, "cancelled by an operator of this node (hawser cancel)");
     if (this.#signal.aborted) throw new Refusal(status.CANCELLED, "context canceled");
     if (failure.code === "refused" && failure.credentialsSent) {
       const unresolved = this.#options.unresolved(parseReference(this.#reference).name);
@@ -151,8 +149,14 @@ class Attempt {
 
   async #delegate(delegation: Delegation): Promise<Answer> {
     this.#delegation = delegation;
+    this.#trace.delegation = delegation;
     using _delegating = this.#isAwaited ? this.#options.delegating() : undefined;
     return await this.#ask();
+  }
+
+  /** By an operator. */
+  get #isCancelledHere(): boolean {
+    return this.#trace.cancelled.signal.aborted;
   }
 
   async #ask(): Promise<Answer> {
@@ -195,6 +199,11 @@ class Refusal extends Error implements ServiceError {
     this.code = code;
     this.details = details;
   }
+}
+
+/** What a caller is told when an operator has ended its pull. */
+export function cancelledHere(): ServiceError {
+  return new Refusal(status.CANCELLED, "cancelled by an operator of this node (hawser cancel)");
 }
 
 function answerOf(id: Digest): Answer {

@@ -44,7 +44,12 @@ export interface Admin {
   close(): Promise<void>;
 }
 
-const statuses: Partial<Record<ErrorCode, number>> = { invalid: 400, not_found: 404, refused: 403 };
+const statuses: Partial<Record<ErrorCode, number>> = {
+  invalid: 400,
+  not_found: 404,
+  refused: 403,
+  unavailable: 503,
+};
 /** A list of images may be long. */
 const bodyBytesMax = 256 * 1024;
 

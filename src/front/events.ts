@@ -1,12 +1,12 @@
-// Pulls that go on, told as they go (server-sent events), by one look at the pulling processes for all who follow.
+// What goes on, told as it goes (server-sent events): each follower is told in its own way, and only of what has changed.
 //
-// While nobody follows, nothing is asked. Who is slow to read misses looks, and nothing is queued for it.
+// While nobody follows, nothing is asked. Who is slow to read misses looks, and nothing is queued for it; whoever cannot be
+// told is let go, and nobody else feels it.
 
 import type { ServerResponse } from "node:http";
-import type { PullRecord } from "../history/record.ts";
 
-/** What a follower is told of the pulls that go on, which is told only when it has changed. */
-export type Telling = (running: readonly PullRecord[]) => Promise<Told>;
+/** What a follower is to be told now. */
+export type Telling = () => Promise<Told>;
 
 interface Told {
   readonly event: string;
@@ -21,20 +21,15 @@ interface Follower {
   told: string;
 }
 
-const everyMs = 300;
+const everyMs = 400;
 const followersMax = 64;
 
 export class Events {
-  readonly #look: () => Promise<readonly PullRecord[]>;
   readonly #followers = new Set<Follower>();
   #timer: NodeJS.Timeout | undefined;
-  #isLooking = false;
+  #isTelling = false;
 
-  constructor(look: () => Promise<readonly PullRecord[]>) {
-    this.#look = look;
-  }
-
-  /** Tells it until it goes away, beginning with what goes on now; false where there are too many. */
+  /** Tells it until it goes away, beginning at once; false where there are too many. */
   follow(response: ServerResponse, tell: Telling): boolean {
     if (this.#followers.size >= followersMax) return false;
     response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });
@@ -42,11 +37,12 @@ export class Events {
     const follower = { response, tell, told: "" };
     this.#followers.add(follower);
     response.once("close", () => this.#leave(follower));
-    this.#timer ??= setInterval(() => void this.#lookOnce(), everyMs);
-    void this.#lookOnce();
+    this.#timer ??= setInterval(() => void this.#tellAll(), everyMs);
+    void this.#tell(follower);
     return true;
   }
 
+  /** Ends what goes on; whoever follows asks again, and finds who has come instead. */
   close(): void {
     for (const { response } of this.#followers) response.destroy();
   }
@@ -58,24 +54,25 @@ export class Events {
     this.#timer = undefined;
   }
 
-  async #lookOnce(): Promise<void> {
-    if (this.#isLooking) return;
-    this.#isLooking = true;
-    try {
-      const running = await this.#look();
-      for (const follower of this.#followers) await this.#tell(follower, running);
-    } finally {
-      this.#isLooking = false;
-    }
+  async #tellAll(): Promise<void> {
+    if (this.#isTelling) return;
+    this.#isTelling = true;
+    for (const follower of this.#followers) await this.#tell(follower);
+    this.#isTelling = false;
   }
 
-  async #tell(follower: Follower, running: readonly PullRecord[]): Promise<void> {
-    const { response, tell, told } = follower;
+  /** Never rejects. */
+  async #tell(follower: Follower): Promise<void> {
+    const { response, tell } = follower;
     if (response.writableNeedDrain) return;
-    const { event, data, isLast } = await tell(running);
-    const text = `event: ${event}\ndata: ${data}\n\n`;
-    if (text !== told) response.write(text);
-    follower.told = text;
-    if (isLast) response.end();
+    try {
+      const { event, data, isLast } = await tell();
+      const text = `event: ${event}\ndata: ${data}\n\n`;
+      if (text !== follower.told) response.write(text);
+      follower.told = text;
+      if (isLast) response.end();
+    } catch {
+      response.destroy();
+    }
   }
 }

@@ -8,16 +8,15 @@
 import { status } from "@grpc/grpc-js";
 import type { Config, Problem } from "../config.ts";
 import { Channel } from "../containerd/channel.ts";
-import { createFailover, type Delegated, type Route } from "../cri/failover.ts";
+import { type Bypassed, createFailover, type Route } from "../cri/failover.ts";
 import type { Forward } from "../cri/forward.ts";
 import { type CriServer, createCriServer } from "../cri/server.ts";
 import { PullError } from "../errors.ts";
-import type { Outcome } from "../history/record.ts";
 import { Store } from "../history/store.ts";
 import type { Log } from "../log.ts";
 import { type Metrics, mergeMetrics } from "../metrics.ts";
 import { type Admin, type Status, serveAdmin } from "./admin.ts";
-import { recordOfBypassed } from "./bypass.ts";
+import { Bypass } from "./bypass.ts";
 import { Events } from "./events.ts";
 import { changedFixedKeys } from "./fixed.ts";
 import { createNotifier, type Notifier } from "./notify.ts";
@@ -61,6 +60,7 @@ export class Front {
   readonly #pullers: Pullers;
   readonly #switch: PassThroughSwitch;
   readonly #store: Store;
+  readonly #bypass: Bypass;
   readonly #views: Views;
   readonly #ports: Ports;
   /** Aborted when this process stops, or leaves its place to another. */
@@ -86,8 +86,9 @@ export class Front {
       changed: (puller) => this.#pullerChanged(puller),
     });
     this.#store = new Store(`${config.admin.state_dir}/pulls`, config.trace.keep);
-    const pulls = new Pulls(this.#pullers, this.#store);
-    this.#views = { pulls, events: new Events(async () => await pulls.running()) };
+    this.#bypass = new Bypass({ config, log: options.log, version: options.version, store: this.#store });
+    const pulls = new Pulls(this.#pullers, this.#bypass.history, this.#store);
+    this.#views = { pulls, events: new Events() };
     this.#ports = new Ports(
       { config, log: options.log, metrics: async () => await this.#metrics(), views: this.#views },
       this.#patience,
@@ -101,7 +102,7 @@ export class Front {
         route: async (lost) => await this.#route(lost),
         containerd,
         fallback: config.fallback.enabled,
-        delegated: (call) => this.#delegated(call),
+        bypass: (call) => this.#bypassed(call),
       }),
     });
   }
@@ -152,6 +153,8 @@ export class Front {
     this.#successor = { forward: channel.raw.bind(channel), close: () => channel.close() };
     this.#server.yield();
     this.#admin?.yield();
+    // Whoever follows asks again, and finds the successor.
+    this.#views.events.close();
     this.#leaving.abort();
     this.#leave().then(this.#over.resolve, this.#over.reject);
   }
@@ -168,6 +171,7 @@ export class Front {
     await this.#server.drain(drainMs.reload);
     // A connection that is kept would keep this process.
     await this.#admin?.close();
+    await this.#bypass.close();
     this.#close();
   }
 
@@ -182,6 +186,7 @@ export class Front {
     if (!(await this.#pullers.replace(drainMs.reload)))
       throw new PullError("unavailable", "the configuration stays as it was: no new puller came to serve");
     log.level = config.log.level;
+    this.#store.keep = config.trace.keep;
     const left = changedFixedKeys(present, config).map((path) => `${path} changes with a restart only`);
     return ["new pulls follow the configuration", ...left];
   }
@@ -194,6 +199,7 @@ export class Front {
     await Promise.all([this.#server.drain(timeoutMs), this.#pullers.drain(timeoutMs + graceMs)]);
     await this.#admin?.close();
     await this.#ports.close();
+    await this.#bypass.close();
     this.#close();
   }
 
@@ -218,21 +224,24 @@ export class Front {
     return { kind: "containerd", reason: "puller" };
   }
 
-  /** A call that the puller did not answer. */
-  #delegated({ incoming, reason, error, seconds }: Delegated): void {
+  /** A call that the puller does not answer. */
+  #bypassed(call: Bypassed): ReturnType<Bypass["begin"]> {
     const { log, metrics } = this.#options;
-    const result: Outcome["state"] =
-      error === undefined ? "ok" : error.code === status.CANCELLED ? "cancelled" : "error";
-    metrics.pulls.inc({ result, path: "delegated" });
-    metrics.fallbacks.inc({ reason });
-    if (result === "ok") metrics.pullSeconds.observe({ path: "delegated" }, seconds);
-    const fields = { result, path: "delegated", seconds: Number(seconds.toFixed(3)), reason };
-    log.info({ ...fields, ...(error && { error: error.details }) }, "pull");
-    const [traceparent] = incoming.metadata.get("traceparent");
-    const call = { request: incoming.request, reason, error, seconds, state: result };
-    const pull = recordOfBypassed({ ...call, traceparent: traceparent?.toString() });
-    // What cannot be kept is lost, as the process that pulls has it as well.
-    void pull.then(async (record) => await this.#store.add(record)).catch(() => {});
+    const { signal, end } = this.#bypass.begin(call);
+    return {
+      signal,
+      end: (error) => {
+        end(error);
+        const seconds = (performance.now() - call.beganMs) / 1000;
+        const { reason } = call;
+        const result = error === undefined ? "ok" : error.code === status.CANCELLED ? "cancelled" : "error";
+        metrics.pulls.inc({ result, path: "delegated" });
+        metrics.fallbacks.inc({ reason });
+        if (result === "ok") metrics.pullSeconds.observe({ path: "delegated" }, seconds);
+        const fields = { result, path: "delegated", seconds: Number(seconds.toFixed(3)), reason };
+        log.info({ ...fields, ...(error && { error: error.details }) }, "pull");
+      },
+    };
   }
 
   #pullerChanged(puller: Puller): void {

@@ -4,6 +4,7 @@
 
 import type { ErrorCode } from "../errors.ts";
 import type { PullRecord } from "../history/record.ts";
+import type { PullSummary } from "../history/summary.ts";
 import type { MetricValues } from "../metrics.ts";
 import type { PrewarmRequest, PrewarmStatus } from "../prewarm/prewarming.ts";
 
@@ -13,6 +14,8 @@ export type ToPuller =
   | { readonly kind: "metrics"; readonly id: number }
   /** Asks for the pulls that go on or have ended just now, or has one of them end. */
   | { readonly kind: "pulls"; readonly id: number }
+  /** Asks for one of these, whole, by its id or its trace's. */
+  | { readonly kind: "pull"; readonly id: number; readonly pull: string }
   | { readonly kind: "cancel"; readonly id: number; readonly pull: string }
   /** Asks about images that are fetched ahead of need, or for a change of them. */
   | { readonly kind: "prewarm"; readonly id: number; readonly request: PrewarmRequest }
@@ -26,7 +29,8 @@ export type FromPuller =
   | { readonly kind: "site"; readonly closed?: { readonly reason: string; readonly detail: string } }
   | { readonly kind: "pong" }
   | { readonly kind: "metrics"; readonly id: number; readonly metrics: readonly MetricValues[] }
-  | { readonly kind: "pulls"; readonly id: number; readonly pulls: readonly PullRecord[] }
+  | { readonly kind: "pulls"; readonly id: number; readonly pulls: readonly PullSummary[] }
+  | { readonly kind: "pull"; readonly id: number; readonly pull: PullRecord | undefined }
   /** False where no such pull goes on. */
   | { readonly kind: "cancel"; readonly id: number; readonly isCancelled: boolean }
   | { readonly kind: "prewarm"; readonly id: number; readonly answer: PrewarmAnswer };

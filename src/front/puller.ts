@@ -9,6 +9,7 @@ import { Channel } from "../containerd/channel.ts";
 import type { Forward } from "../cri/forward.ts";
 import { PullError } from "../errors.ts";
 import type { PullRecord } from "../history/record.ts";
+import type { PullSummary } from "../history/summary.ts";
 import type { MetricValues } from "../metrics.ts";
 import type { PrewarmRequest, PrewarmStatus } from "../prewarm/prewarming.ts";
 import type { Answer, FromPuller, ToPuller } from "./messages.ts";
@@ -97,9 +98,15 @@ export class Puller {
   }
 
   /** Its pulls that go on, and some that have ended just now; none when it does not say in time. */
-  async pulls(): Promise<readonly PullRecord[]> {
+  async pulls(): Promise<readonly PullSummary[]> {
     if (this.#state.kind !== "serving") return [];
     return (await this.#ask((id) => ({ kind: "pulls", id }), lookMsMax))?.pulls ?? [];
+  }
+
+  /** One of these, whole, by its id or its trace's. */
+  async pull(pull: string): Promise<PullRecord | undefined> {
+    if (this.#state.kind !== "serving") return undefined;
+    return (await this.#ask((id) => ({ kind: "pull", id, pull }), lookMsMax))?.pull;
   }
 
   /** False where it has no such pull. */
@@ -136,6 +143,7 @@ export class Puller {
         return;
       case "metrics":
       case "pulls":
+      case "pull":
       case "cancel":
       case "prewarm":
         this.#asked.get(message.id)?.(message);

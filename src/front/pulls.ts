@@ -1,29 +1,17 @@
 // The pulls of this node as an operator sees them: those that go on, in whatever process, and those that are kept.
 
 import { PullError } from "../errors.ts";
-import { type PullRecord, progressOf, remainingSeconds } from "../history/record.ts";
+import type { History } from "../history/history.ts";
+import type { PullRecord } from "../history/record.ts";
 import type { Store } from "../history/store.ts";
+import type { PullSummary } from "../history/summary.ts";
 import type { Pullers } from "./pullers.ts";
-
-/** A pull without its details, for lists. */
-export interface PullSummary
-  extends Pick<PullRecord, "id" | "image" | "startedAt" | "seconds" | "state" | "outcome" | "isAhead"> {
-  /** Of its layers that were not there, as they are in the registry. */
-  readonly bytes: number;
-  readonly doneBytes: number;
-  readonly layers: number;
-  readonly presentLayers: number;
-  /** Of one that goes on; until all bytes are there, where that can be told. */
-  readonly bytesPerSecond?: number;
-  readonly remainingSeconds?: number;
-  readonly verdict?: Pick<NonNullable<PullRecord["verdict"]>, "cause" | "key" | "share" | "sentence">;
-}
 
 /** What GET /pulls says. */
 export interface PullList {
   /** The oldest first. */
   readonly running: readonly PullSummary[];
-  /** The newest first. */
+  /** The one that ended last comes first. */
   readonly ended: readonly PullSummary[];
 }
 
@@ -31,115 +19,120 @@ const idPattern = /^[0-9a-f]{1,16}$/;
 
 export class Pulls {
   readonly #pullers: Pick<Pullers, "all">;
+  /** Of pulls that this process itself has containerd make. */
+  readonly #own: History;
   readonly #store: Store;
+  /** The look at the processes that goes on, and the one behind it, which serves all who have asked meanwhile. */
+  #look: Promise<unknown> = Promise.resolve();
+  #nextLook: Promise<readonly PullSummary[]> | undefined;
+  #kept: { readonly key: string; readonly pulls: Promise<readonly PullSummary[]> } | undefined;
 
-  constructor(pullers: Pick<Pullers, "all">, store: Store) {
+  constructor(pullers: Pick<Pullers, "all">, own: History, store: Store) {
     this.#pullers = pullers;
+    this.#own = own;
     this.#store = store;
   }
 
-  /** Pulls that go on, whole, the oldest first. */
-  async running(): Promise<readonly PullRecord[]> {
+  async running(): Promise<readonly PullSummary[]> {
     return (await this.#present()).filter(({ state }) => state === "running");
+  }
+
+  async ended(count: number): Promise<readonly PullSummary[]> {
+    const [present, kept] = await Promise.all([this.#present(), this.#latest(count)]);
+    const ended = present.filter(({ state }) => state !== "running").toReversed();
+    const seen = new Set<string>();
+    // One that has ended just now may be there twice.
+    return [...ended, ...kept].filter(({ id }) => !seen.has(id) && seen.add(id)).slice(0, count);
   }
 
   async list(count: number): Promise<PullList> {
     const [running, ended] = await Promise.all([this.running(), this.ended(count)]);
-    return { running: running.map(summaryOf), ended: ended.map(summaryOf) };
+    return { running, ended };
   }
 
-  /** Whole, the newest first. */
-  async ended(count: number): Promise<readonly PullRecord[]> {
-    const [present, stored] = await Promise.all([this.#present(), this.#store.latest(count)]);
-    const ended = present.filter(({ state }) => state !== "running").toReversed();
-    return unique([...ended, ...stored]).slice(0, count);
-  }
-
-  /** Something that changes whenever another pull is kept. */
-  async version(): Promise<string> {
-    return await this.#store.version();
-  }
-
-  /** By its id or the beginning of it; the latest for "latest". Throws `not_found` and `invalid`. */
+  /** By its id or the beginning of it; the one that began last for "latest". Throws `not_found` and `invalid`. */
   async find(id: string): Promise<PullRecord> {
-    if (id === "latest") return await this.#latest();
-    if (!idPattern.test(id))
-      throw new PullError("invalid", `${JSON.stringify(id)} is no id of a pull; "hawser pulls" lists them`);
-    const present = (await this.#present()).filter((pull) => pull.id.startsWith(id));
-    const found = unique([...present, ...(await this.#store.find(id))]);
-    const [first, second] = found;
-    if (first === undefined)
+    const ids = id === "latest" ? await this.#latestIds() : [await this.#idOf(id)];
+    for (const one of ids) {
+      const found = (await this.underway(one)) ?? (await this.#store.read(one));
+      if (found) return found;
+    }
+    if (id === "latest") throw new PullError("not_found", "there has been no pull yet");
+    throw gone(id);
+  }
+
+  /** One that goes on or has ended just now, by its id or its trace's. */
+  async underway(id: string): Promise<PullRecord | undefined> {
+    const own = this.#own.find(id);
+    if (own) return own;
+    const all = await Promise.all(this.#pullers.all.map(async (puller) => await puller.pull(id)));
+    return all.find((record) => record !== undefined);
+  }
+
+  /** Has one end as if its caller had gone. Throws `not_found`, and `invalid` for one that has ended. */
+  async cancel(id: string): Promise<PullRecord> {
+    const pull = await this.find(id);
+    const asked = this.#pullers.all.map(async (puller) => await puller.cancel(pull.id));
+    const isCancelled = this.#own.cancel(pull.id) || (await Promise.all(asked)).includes(true);
+    if (!isCancelled) throw new PullError("invalid", `pull ${pull.id} of ${pull.image} has ended already`);
+    return pull;
+  }
+
+  /** The one that began last comes first; the next one is for when it has died with its process. */
+  async #latestIds(): Promise<readonly string[]> {
+    const all = [...(await this.#present()), ...(await this.#latest(1))].sort(byBeginning);
+    return all.toReversed().map(({ id }) => id);
+  }
+
+  async #idOf(prefix: string): Promise<string> {
+    if (!idPattern.test(prefix))
       throw new PullError(
-        "not_found",
-        `there is no pull ${id} any more; "hawser pulls" lists those that are kept`,
+        "invalid",
+        `${JSON.stringify(prefix)} is no id of a pull; "hawser pulls" lists them`,
       );
+    const present = (await this.#present()).map(({ id }) => id).filter((id) => id.startsWith(prefix));
+    const found = new Set([...present, ...(await this.#store.find(prefix))]);
+    const [first, second] = found;
+    if (first === undefined) throw gone(prefix);
     if (second !== undefined)
       throw new PullError(
         "invalid",
-        `several pulls begin with ${id}: ${found.map((pull) => pull.id).join(", ")}`,
+        `${found.size} pulls begin with ${prefix}, ${first} and ${second} among them`,
       );
     return first;
   }
 
-  /** Has one end as if its caller had gone. Throws `not_found`, and `invalid` for one that has ended. */
-  async cancel(id: string): Promise<PullSummary> {
-    const pull = await this.find(id);
-    const asked = this.#pullers.all.map(async (puller) => await puller.cancel(pull.id));
-    const isCancelled = (await Promise.all(asked)).includes(true);
-    if (!isCancelled) throw new PullError("invalid", `pull ${pull.id} of ${pull.image} has ended already`);
-    return summaryOf(pull);
-  }
-
-  /** The one that began last. */
-  async #latest(): Promise<PullRecord> {
-    const all = [...(await this.#present()), ...(await this.#store.latest(1))].sort(byBeginning);
-    const latest = all.at(-1);
-    if (latest === undefined) throw new PullError("not_found", "there has been no pull yet");
-    return latest;
-  }
-
   /** Of all processes, those that go on or have ended just now, the oldest first. */
-  async #present(): Promise<readonly PullRecord[]> {
+  async #present(): Promise<readonly PullSummary[]> {
+    this.#nextLook ??= this.#look.then(async () => {
+      this.#nextLook = undefined;
+      const look = this.#ask();
+      this.#look = look.catch(() => {});
+      return await look;
+    });
+    return await this.#nextLook;
+  }
+
+  async #ask(): Promise<readonly PullSummary[]> {
     const all = await Promise.all(this.#pullers.all.map(async (puller) => await puller.pulls()));
-    return all.flat().sort(byBeginning);
+    return [...all.flat(), ...this.#own.present()].sort(byBeginning);
+  }
+
+  /** Of the store; read again when there is another one. */
+  async #latest(count: number): Promise<readonly PullSummary[]> {
+    const key = `${count} ${await this.#store.version()}`;
+    if (this.#kept?.key !== key) this.#kept = { key, pulls: this.#store.latest(count) };
+    return await this.#kept.pulls;
   }
 }
 
-function byBeginning(one: PullRecord, other: PullRecord): number {
+function byBeginning(one: PullSummary, other: PullSummary): number {
   return one.startedAt.localeCompare(other.startedAt);
 }
 
-/** One that has ended just now may be there twice: the process that pulls knows it, and it is kept. */
-function unique(pulls: readonly PullRecord[]): readonly PullRecord[] {
-  const seen = new Set<string>();
-  return pulls.filter(({ id }) => !seen.has(id) && seen.add(id));
-}
-
-function summaryOf(record: PullRecord): PullSummary {
-  const { id, image, startedAt, seconds, state, outcome, isAhead, layers, presentLayers, verdict } = record;
-  const { bytes, doneBytes, bytesPerSecond } = progressOf(record);
-  const remaining = remainingSeconds({ bytes, doneBytes, bytesPerSecond });
-  return {
-    id,
-    image,
-    startedAt,
-    seconds,
-    state,
-    ...(outcome && { outcome }),
-    isAhead,
-    bytes,
-    doneBytes,
-    layers: layers.length,
-    presentLayers,
-    ...(state === "running" && { bytesPerSecond }),
-    ...(state === "running" && remaining !== undefined && { remainingSeconds: remaining }),
-    ...(verdict && {
-      verdict: {
-        cause: verdict.cause,
-        ...(verdict.key !== undefined && { key: verdict.key }),
-        share: verdict.share,
-        sentence: verdict.sentence,
-      },
-    }),
-  };
+function gone(id: string): PullError {
+  return new PullError(
+    "not_found",
+    `there is no pull ${id} any more; "hawser pulls" lists those that are kept`,
+  );
 }

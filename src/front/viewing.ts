@@ -2,7 +2,6 @@
 
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { PullError } from "../errors.ts";
-import type { PullRecord } from "../history/record.ts";
 import type { Events, Telling } from "./events.ts";
 import type { Pulls } from "./pulls.ts";
 
@@ -11,20 +10,21 @@ export interface Views {
   readonly events: Events;
 }
 
-/** Pulls that have ended, where nobody says how many. */
+/** Pulls that have ended: where nobody says how many, and the most that are shown at once. */
 const countPreset = 50;
-const countMax = 10_000;
+const countMax = 1000;
 
 /** False where it is asked for something else. Throws `invalid`, and `not_found` for a pull that is not there. */
 export async function view(
   views: Views,
-  request: IncomingMessage,
+  { method, url = "/" }: IncomingMessage,
   response: ServerResponse,
 ): Promise<boolean> {
-  if (request.method !== "GET") return false;
-  const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
+  if (method !== "GET" && method !== "HEAD") return false;
+  if (!URL.canParse(url, "http://localhost")) throw new PullError("invalid", "that is no path");
+  const { pathname, searchParams } = new URL(url, "http://localhost");
   const [, what = "", id, ...more] = pathname.split("/");
-  if (more.length > 0) return false;
+  if (more.length > 0 || id === "") return false;
   switch (`/${what}${id === undefined ? "" : "/"}`) {
     case "/pulls":
       sendJson(response, 200, await views.pulls.list(countOf(searchParams.get("count"))));
@@ -33,7 +33,7 @@ export async function view(
       sendJson(response, 200, await views.pulls.find(id ?? ""));
       return true;
     case "/events":
-      follow(views, response, async (running) => ({ event: "pulls", data: JSON.stringify(running) }));
+      follow(views, response, pullsOf(views, searchParams.get("trace")));
       return true;
     case "/":
     case "/pull/":
@@ -58,6 +58,14 @@ function follow({ events }: Views, response: ServerResponse, tell: Telling): voi
   if (!events.follow(response, tell)) throw new PullError("unavailable", "too many follow already");
 }
 
+/** Those that go on, in brief; or the one of this trace, whole, if it does. */
+function pullsOf({ pulls }: Views, traceID: string | null): Telling {
+  return async () => {
+    const told = traceID === null ? await pulls.running() : ((await pulls.underway(traceID)) ?? null);
+    return { event: "pulls", data: JSON.stringify(told) };
+  };
+}
+
 /** Of one pull, or of all. Pages are loaded when somebody looks at one. */
 async function sendPage({ pulls }: Views, response: ServerResponse, id: string | undefined): Promise<void> {
   const { overview, pageHeaders, pageOf, pullView } = await import("../page/page.ts");
@@ -73,27 +81,22 @@ async function sendPage({ pulls }: Views, response: ServerResponse, id: string |
   response.writeHead(200, pageHeaders).end(page);
 }
 
-/** Those that have ended are read again when there is another one. */
 function overviewOf({ pulls }: Views): Telling {
-  let known: string | undefined;
-  let ended: readonly PullRecord[] = [];
-  return async (running) => {
+  return async () => {
     const { overview } = await import("../page/page.ts");
-    const version = await pulls.version();
-    if (version !== known) ended = await pulls.ended(countPreset);
-    known = version;
-    return { event: "page", data: JSON.stringify(overview(running, ended).text) };
+    const content = overview(await pulls.running(), await pulls.ended(countPreset));
+    return { event: "page", data: JSON.stringify(content.text) };
   };
 }
 
 function changesOf({ pulls }: Views, id: string): Telling {
   let isOver = false;
-  return async (running) => {
+  return async () => {
     if (isOver) return { event: "over", data: "", isLast: true };
     const { pullView } = await import("../page/page.ts");
-    const going = running.find((pull) => pull.id === id);
-    isOver = going === undefined;
-    return { event: "page", data: JSON.stringify(pullView(going ?? (await pulls.find(id))).text) };
+    const pull = await pulls.find(id);
+    isOver = pull.state !== "running";
+    return { event: "page", data: JSON.stringify(pullView(pull).text) };
   };
 }
 

@@ -53,7 +53,8 @@ export function partsOf(record: PullRecord): readonly Part[] {
     if (start > at) parts.push({ cause: "hawser", seconds: start - at });
     if (name === "layers") parts.push(...new Path(record, start, endSeconds).walk());
     else if (name === "resolve" || name === "plan") parts.push(...askedParts(asked, start, endSeconds));
-    else if (name === "blobs") parts.push({ cause: "hawser", seconds: endSeconds - start });
+    else if (name === "blobs" || name === "lost")
+      parts.push({ cause: "hawser", seconds: endSeconds - start });
     else parts.push({ cause: "containerd", seconds: endSeconds - start });
     at = endSeconds;
   }
@@ -159,14 +160,15 @@ class Path {
   /** Until a layer's first request: room in the spool, its file, and a turn. */
   #begin(layer: LayerRecord): void {
     const [open, room] = [last(layer, "open"), last(layer, "room")];
-    if (!open || !room) return;
+    if (!open) return;
     const spool = { cause: "limit", key: "content.spool_max_size", seconds: 1 } as const;
     // A turn is waited for side by side with whatever the network does meanwhile, where no limit of ours counts.
     this.#stepTo(open.endSeconds ?? this.#at, this.#downloadParts(layer));
-    this.#stepTo(room.endSeconds ?? this.#at, [{ cause: "disk", seconds: 1 }]);
-    this.#stepTo(room.startSeconds, [
-      durationOf(room) > instantSeconds ? spool : { cause: "disk", seconds: 1 },
-    ]);
+    if (room) {
+      this.#stepTo(room.endSeconds ?? this.#at, [{ cause: "disk", seconds: 1 }]);
+      this.#stepTo(room.startSeconds, [spool]);
+    }
+    this.#stepTo(open.startSeconds, [{ cause: "disk", seconds: 1 }]);
   }
 
   /** Whose unpacking ended when this layer was given a worker, or last before that. */

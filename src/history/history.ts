@@ -5,31 +5,40 @@
 // becomes of its record is dealt with behind its answer.
 
 import { randomBytes } from "node:crypto";
+import { setImmediate as turn } from "node:timers/promises";
 import { PullTrace } from "../trace.ts";
 import { type Outcome, type PullRecord, recordOf } from "./record.ts";
 import type { Store } from "./store.ts";
+import { type PullSummary, summaryOf } from "./summary.ts";
 import { verdictOf } from "./verdict.ts";
 
 export interface HistoryOptions {
   readonly store: Store;
-  /** Is given every pull that has ended. */
+  /** Is given every pull that has ended and that its caller wants collected. */
   readonly exported: (record: PullRecord) => void;
-  /** Told when a pull's record could not be kept. */
+  /** Told when a pull's record could not be made or kept. */
   readonly failed: (error: unknown) => void;
+}
+
+export interface Beginning {
+  readonly isAhead: boolean;
+  /** What a caller's header of that name says (W3C Trace Context), if there is one. */
+  readonly traceparent?: string | undefined;
+  /** When its call came in, where that was before now (performance.now()). */
+  readonly startMs?: number;
 }
 
 export class History {
   readonly #options: HistoryOptions;
-  readonly #live = new Map<string, PullTrace>();
-  /** Those that have ended and are not in the store yet. */
-  readonly #keeping = new Map<PullRecord, Promise<void>>();
+  readonly #running = new Map<string, PullTrace>();
+  /** Those that have ended and are not in the store yet; undefined while the record is still to be made. */
+  readonly #ending = new Map<Promise<void>, PullRecord | undefined>();
 
   constructor(options: HistoryOptions) {
     this.#options = options;
   }
 
-  /** `traceparent`: what a caller's header of that name says (W3C Trace Context), if there is one. */
-  begin(isAhead: boolean, traceparent?: string): PullTrace {
+  begin({ isAhead, traceparent, startMs = performance.now() }: Beginning): PullTrace {
     const { traceID, parentID, isSampled } = parseTraceparent(traceparent);
     const trace = new PullTrace({
       id: randomBytes(8).toString("hex"),
@@ -37,42 +46,55 @@ export class History {
       parentID,
       isAhead,
       isSampled,
+      startMs,
     });
-    this.#live.set(trace.id, trace);
+    this.#running.set(trace.id, trace);
     return trace;
   }
 
-  end(trace: PullTrace, outcome: Outcome): PullRecord {
-    this.#live.delete(trace.id);
-    const record = judged(recordOf(trace, outcome));
-    if (trace.isSampled) this.#options.exported(record);
-    this.#keeping.set(
-      record,
-      this.#keep(record).finally(() => this.#keeping.delete(record)),
-    );
-    return record;
+  /** Returns at once; what has become of it is told behind whatever its caller is told. */
+  end(trace: PullTrace, outcome: Outcome, told: (record: PullRecord) => void = () => {}): void {
+    trace.endMs = performance.now();
+    const ending: Promise<void> = this.#end(trace, outcome, (record) => {
+      this.#ending.set(ending, record);
+      told(record);
+    }).finally(() => this.#ending.delete(ending));
+    this.#ending.set(ending, undefined);
   }
 
   /** Pulls that go on, and those that have ended and are not in the store yet. */
-  present(): readonly PullRecord[] {
-    const running = Array.from(this.#live.values(), (trace) => judged(recordOf(trace, undefined)));
-    return [...running, ...this.#keeping.keys()];
+  present(): readonly PullSummary[] {
+    const running = Array.from(this.#running.values(), (trace) => judged(recordOf(trace, undefined)));
+    const ended = [...this.#ending.values()].filter((record) => record !== undefined);
+    return [...running, ...ended].map(summaryOf);
+  }
+
+  /** One of these, by its id or its trace's. */
+  find(id: string): PullRecord | undefined {
+    const trace = [...this.#running.values()].find((one) => one.id === id || one.traceID === id);
+    if (trace) return judged(recordOf(trace, undefined));
+    return [...this.#ending.values()].find((one) => one?.id === id || one?.traceId === id);
   }
 
   /** Ends a pull that goes on, as if its caller had; false where there is none of this id. */
   cancel(id: string): boolean {
-    const trace = this.#live.get(id);
+    const trace = this.#running.get(id);
     trace?.cancelled.abort();
     return trace !== undefined;
   }
 
   /** Waits until all that has ended is kept. */
   async settle(): Promise<void> {
-    await Promise.all(this.#keeping.values());
+    await Promise.all(this.#ending.keys());
   }
 
-  async #keep(record: PullRecord): Promise<void> {
+  async #end(trace: PullTrace, outcome: Outcome, made: (record: PullRecord) => void): Promise<void> {
+    await turn();
     try {
+      this.#running.delete(trace.id);
+      const record = judged(recordOf(trace, outcome));
+      made(record);
+      if (trace.isSampled) this.#options.exported(record);
       await this.#options.store.add(record);
     } catch (error) {
       this.#options.failed(error);
@@ -92,7 +114,7 @@ interface Parent {
 }
 
 /** None where the header is none, or of zeros alone, which stand for nothing. */
-export function parseTraceparent(traceparent: string | undefined): Parent {
+function parseTraceparent(traceparent: string | undefined): Parent {
   const [, traceID = "", parentID = "", flags = ""] =
     /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$/.exec(traceparent ?? "") ?? [];
   if (!/[1-9a-f]/.test(traceID) || !/[1-9a-f]/.test(parentID)) return { isSampled: true };

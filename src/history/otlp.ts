@@ -92,7 +92,7 @@ function pullSpan(record: PullRecord, nano: (seconds: number) => string): OtlpSp
       "hawser.image": image,
       "hawser.result": state,
       "hawser.path": outcome?.path,
-      "hawser.delegation.reason": outcome?.reason,
+      "hawser.delegation.reason": record.delegation?.reason,
       "hawser.records": outcome?.records,
       "hawser.ahead": isAhead,
       "hawser.bottleneck": verdict && nameOf(verdict),

@@ -40,7 +40,7 @@ export interface LayerRecord {
   readonly bytesPerSecond: number;
   /** Most requests that were open at once. */
   readonly requestsMost: number;
-  /** open, and room within it; download; worker, unpack, parent, commit, and settle within commit. What was tried again is there again. */
+  /** open, and room within it where that was waited for; download; worker, unpack, parent, commit, and settle within commit. What was tried again is there again. */
   readonly spans: readonly SpanRecord[];
   /** Of its requests together, and of its unpacking: how long it waited for what; a configuration key or a word. */
   readonly downloadWaits: Readonly<Record<string, number>>;
@@ -74,9 +74,6 @@ export interface Outcome {
   readonly state: Exclude<PullState, "running">;
   /** Who did the work. */
   readonly path: "accelerated" | "delegated";
-  /** Why it was left to containerd. */
-  readonly reason?: string;
-  readonly detail?: string;
   /** Whose image records it ended with. */
   readonly records?: string;
   readonly error?: string;
@@ -92,13 +89,15 @@ export interface PullRecord {
   readonly seconds: number;
   readonly state: PullState;
   readonly outcome?: Outcome;
+  /** Why it has been left to containerd: a word, and a sentence where there is more to say. */
+  readonly delegation?: { readonly reason: string; readonly detail: string };
   /** Fetched ahead of need. */
   readonly isAhead: boolean;
   /** It joined another pull of the same image. */
   readonly isJoined: boolean;
   /** Layers that were there already. */
   readonly presentLayers: number;
-  /** resolve, plan, layers, blobs, register, and within these registry, when it was asked; containerd. */
+  /** resolve, plan, layers, blobs, register, and within these registry, when it was asked; lost; containerd. */
   readonly stages: readonly SpanRecord[];
   readonly layers: readonly LayerRecord[];
   /** Whose failures kept the pull from what is no layer: what its name stands for, manifest and config. */
@@ -110,7 +109,7 @@ export interface PullRecord {
 
 /** As it is now, or was when it ended. */
 export function recordOf(trace: PullTrace, outcome: Outcome | undefined): PullRecord {
-  const { image, startMs, parentID } = trace;
+  const { image, startMs, parentID, endMs = performance.now(), delegation } = trace;
   const since = (ms: number): number => seconds(ms - startMs);
   const stages = [...(image?.spans.all ?? []), ...trace.spans.all];
   const machine = image && machineOf(image);
@@ -120,9 +119,10 @@ export function recordOf(trace: PullTrace, outcome: Outcome | undefined): PullRe
     ...(parentID !== undefined && { parentId: parentID }),
     image: trace.reference,
     startedAt: trace.startedAt.toISOString(),
-    seconds: since(performance.now()),
+    seconds: since(endMs),
     state: outcome?.state ?? "running",
     ...(outcome && { outcome }),
+    ...(delegation && { delegation }),
     isAhead: trace.isAhead,
     isJoined: trace.isJoined,
     presentLayers: image?.presentLayers ?? 0,

@@ -64,7 +64,7 @@ function sentenceOf(record: PullRecord, part: Part, share: number): string {
     case "disk":
       return `the disk: ${all} went by until it had taken what was written`;
     case "containerd":
-      return record.outcome?.path === "delegated"
+      return record.delegation
         ? `containerd: ${all} went by while it made this pull by itself`
         : `containerd: ${all} went by until it had made snapshots and records`;
     case "limit":
@@ -72,7 +72,9 @@ function sentenceOf(record: PullRecord, part: Part, share: number): string {
     case "others":
       return `other pulls: ${all} went by while pulls that somebody waits for went first`;
     case "hawser":
-      return `Hawser itself: ${all} went by with nothing that it could name`;
+      return isLost(record)
+        ? `Hawser itself: ${all} went by until a process that pulled was found to be gone`
+        : `Hawser itself: ${all} went by with nothing that it could name`;
   }
 }
 
@@ -86,7 +88,10 @@ function evidenceOf(record: PullRecord, part: Part): readonly string[] {
         ...summed([...record.hosts, ...hosts]).flatMap(failureTexts),
       ];
     case "network":
-      return hosts.filter(({ bytes }) => bytes > 0).map((host) => receivedText(record, host));
+      return [
+        ...hosts.filter(({ bytes }) => bytes > 0).map((host) => receivedText(record, host)),
+        ...summed([...record.hosts, ...hosts]).flatMap(failureTexts),
+      ];
     case "cpu":
     case "disk":
       return [unpackText(record), machineText(record)];
@@ -108,20 +113,31 @@ function adviceOf(record: PullRecord, { cause, key }: Part): string {
     case "network":
       return "a mirror near the node (registry.config_path), or prewarm.images; with a limit per connection, as some registries have one, a higher download.max_concurrent_per_host";
     case "cpu":
-      return "more cores for the node, or images that are compressed with zstd, which takes half the time of gzip";
+      return "images that are compressed with zstd, which takes half the time of gzip; for images of several layers more cores";
     case "disk":
       return "a faster disk below containerd's root, or fewer layers at once (unpack.max_concurrent) where many small writes are what slows it";
     case "containerd":
-      return record.outcome?.path === "delegated"
-        ? `see why Hawser left it to containerd: ${record.outcome.reason ?? "unknown"}${record.outcome.detail ? ` (${record.outcome.detail})` : ""}`
+      return record.delegation
+        ? `see why Hawser left it to containerd: ${delegationText(record.delegation)}`
         : "see what else containerd is at (its own metrics, its disk), and how many layers the image has";
     case "limit":
       return `raise ${key} in the configuration, then "systemctl reload hawser"`;
     case "others":
       return "none is needed: the pulls that pods wait for were faster for it";
     case "hawser":
-      return "please report it, with the output of hawser trace --json";
+      return isLost(record)
+        ? "see in the log why the process that pulled ended"
+        : "please report it, with the output of hawser trace --json";
   }
+}
+
+/** A word, and what there is more to say. */
+export function delegationText({ reason, detail }: NonNullable<PullRecord["delegation"]>): string {
+  return detail === "" ? reason : `${reason} (${detail})`;
+}
+
+function isLost({ stages }: PullRecord): boolean {
+  return stages.some(({ name }) => name === "lost");
 }
 
 function stageTexts(record: PullRecord, names: readonly string[]): readonly string[] {

@@ -1,20 +1,44 @@
 // The status page: pulls that go on and those that have ended, and one of them with its waterfall.
 //
 // Pages are made whole on this side. What changes while somebody looks is sent again, made here as well, and put in the
-// place of what was there; so the script is three lines, and no data is ever taken for markup. Nothing is loaded from
+// place of what was there; so the script is short, and no data is ever taken for markup. Nothing is loaded from
 // elsewhere, which a policy in each answer has the browser hold to.
 
 import { createHash } from "node:crypto";
-import { type LayerRecord, type PullRecord, progressOf, remainingSeconds } from "../history/record.ts";
-import { nameOf } from "../history/verdict.ts";
+import type { LayerRecord, PullRecord } from "../history/record.ts";
+import { type PullSummary, summaryOf } from "../history/summary.ts";
+import { delegationText, nameOf } from "../history/verdict.ts";
 import { bytesText, rateText, secondsText } from "../history/words.ts";
 import { causes, waterfall } from "./chart.ts";
 import { html, Markup } from "./html.ts";
 import { style } from "./style.ts";
 
 const script = `
+// Changes what differs and leaves the rest, so that a click or the focus stays where it was.
+function patch(old, fresh) {
+  if (old.nodeName !== fresh.nodeName || old.id !== fresh.id) return old.replaceWith(fresh);
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
+    return;
+  }
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  const children = [...fresh.childNodes];
+  children.forEach((child, index) => {
+    const same = child.id ? [...old.children].find(({ id }) => id === child.id) : undefined;
+    const there = old.childNodes[index];
+    if (same && same !== there) old.insertBefore(same, there);
+    if (old.childNodes[index]) patch(old.childNodes[index], child);
+    else old.append(child);
+  });
+  while (old.childNodes.length > children.length) old.lastChild.remove();
+}
 const source = new EventSource(document.body.dataset.events);
-source.addEventListener("page", ({ data }) => { document.querySelector("main").innerHTML = JSON.parse(data); });
+source.addEventListener("page", ({ data }) => {
+  const fresh = document.createElement("main");
+  fresh.innerHTML = JSON.parse(data);
+  patch(document.querySelector("main"), fresh);
+});
 source.addEventListener("over", () => source.close());
 `;
 
@@ -51,7 +75,7 @@ export function pageOf(
 }
 
 /** Pulls that go on, and those that have ended, the newest first. */
-export function overview(running: readonly PullRecord[], ended: readonly PullRecord[]): Markup {
+export function overview(running: readonly PullSummary[], ended: readonly PullSummary[]): Markup {
   const going = running.toReversed();
   return html`<h2>Pulls that go on</h2>
 ${going.length === 0 ? html`<p class="faint">none</p>` : table(["image", "progress", "rate", "left", "for", "bottleneck so far"], going.map(runningRow))}
@@ -61,13 +85,13 @@ ${ended.length === 0 ? html`<p class="faint">none yet</p>` : table(["image", "en
 
 /** One pull: what it was slow with, its waterfall, and its layers. */
 export function pullView(record: PullRecord): Markup {
-  const { image, id, verdict, layers, startedAt, seconds, outcome } = record;
+  const { image, id, verdict, layers, startedAt, seconds, outcome, delegation } = record;
   const state = record.state === "running" ? "goes on" : `ended: ${endOf(record)}`;
   return html`<h1>${image || "?"}</h1>
 <p class="faint">${state}, after ${secondsText(seconds)}; began ${timeOf(startedAt)}; id ${id}${record.isAhead ? "; ahead of need" : ""}</p>
 ${record.state === "running" ? progressLine(record) : undefined}
 ${outcome?.error === undefined ? undefined : html`<p>It failed: ${outcome.error}</p>`}
-${outcome?.reason === undefined ? undefined : html`<p>Left to containerd: ${outcome.reason} ${outcome.detail ?? ""}</p>`}
+${delegation && html`<p>Left to containerd: ${delegationText(delegation)}</p>`}
 ${
   verdict &&
   html`<div class="card" id="verdict"><p class="verdict">Bottleneck: ${verdict.sentence}.</p>
@@ -76,7 +100,7 @@ ${
 ${causes(verdict.parts, seconds)}</div>`
 }
 <h2>When each part was at what</h2>
-<div class="card">${waterfall(record)}</div>
+<div class="card scroll">${waterfall(record)}</div>
 <h2>Layers that were fetched (${layers.length}; ${record.presentLayers} were there)</h2>
 ${
   layers.length === 0
@@ -89,7 +113,7 @@ ${
 }
 
 function progressLine(record: PullRecord): Markup {
-  const [done, rate, left] = progressParts(record);
+  const [done, rate, left] = progressParts(summaryOf(record));
   return html`<p>${done} at ${rate}, ${left} left</p>`;
 }
 
@@ -98,26 +122,28 @@ function table(heads: readonly string[], rows: readonly Markup[]): Markup {
 ${rows}</tbody></table></div>`;
 }
 
-function runningRow(record: PullRecord): Markup {
-  return html`<tr><td class="wide">${linkTo(record)}</td>${progressParts(record).map((part) => html`<td>${part}</td>`)}<td>${secondsText(record.seconds)}</td><td>${bottleneckOf(record)}</td></tr>
+function runningRow(pull: PullSummary): Markup {
+  return html`<tr id="pull-${pull.id}"><td class="wide">${linkTo(pull)}</td>${progressParts(pull).map((part) => html`<td>${part}</td>`)}<td>${secondsText(pull.seconds)}</td><td>${bottleneckOf(pull)}</td></tr>
 `;
 }
 
 /** How far it is, at which rate, and for how long it will go on at that. */
-function progressParts(record: PullRecord): readonly Markup[] {
-  const progress = progressOf(record);
-  const left = remainingSeconds(progress);
-  const { bytes, doneBytes, bytesPerSecond } = progress;
+function progressParts({
+  bytes,
+  doneBytes,
+  bytesPerSecond = 0,
+  remainingSeconds,
+}: PullSummary): readonly Markup[] {
   return [
     html`<progress max="${Math.max(1, bytes)}" value="${doneBytes}"></progress> ${bytesText(doneBytes)} of ${bytesText(bytes)}`,
     html`${rateText(bytesPerSecond)}`,
-    html`${left === undefined ? "-" : secondsText(left)}`,
+    html`${remainingSeconds === undefined ? "-" : secondsText(remainingSeconds)}`,
   ];
 }
 
-function endedRow(record: PullRecord): Markup {
-  const { bytes } = progressOf(record);
-  return html`<tr><td class="wide">${linkTo(record)}</td><td>${endOf(record)}</td><td>${timeOf(record.startedAt)}</td><td>${secondsText(record.seconds)}</td><td>${bytes > 0 ? bytesText(bytes) : "-"}</td><td>${bottleneckOf(record)}</td></tr>
+function endedRow(pull: PullSummary): Markup {
+  const { bytes } = pull;
+  return html`<tr id="pull-${pull.id}"><td class="wide">${linkTo(pull)}</td><td>${endOf(pull)}</td><td>${timeOf(pull.startedAt)}</td><td>${secondsText(pull.seconds)}</td><td>${bytes > 0 ? bytesText(bytes) : "-"}</td><td>${bottleneckOf(pull)}</td></tr>
 `;
 }
 
@@ -139,15 +165,15 @@ function layerRow({ digest, index, bytes, spans, hosts, unpacked }: LayerRecord,
 `;
 }
 
-function linkTo({ id, image, isAhead }: PullRecord): Markup {
+function linkTo({ id, image, isAhead }: PullSummary): Markup {
   return html`<a href="/pull/${id}">${image || "?"}</a>${isAhead ? html` <span class="faint">ahead of need</span>` : undefined}`;
 }
 
-function endOf({ state, outcome }: PullRecord): string {
+function endOf({ state, outcome }: Pick<PullSummary, "state" | "outcome">): string {
   return outcome?.path === "delegated" ? `${state}, by containerd` : state;
 }
 
-function bottleneckOf({ verdict }: PullRecord): string {
+function bottleneckOf({ verdict }: PullSummary): string {
   return verdict ? `${nameOf(verdict)}, ${Math.round(100 * verdict.share)} %` : "-";
 }
 

@@ -37,6 +37,7 @@ th { color: var(--faint); font-weight: 500; }
 td.wide { white-space: normal; overflow-wrap: anywhere; min-width: 14rem; }
 progress { width: 8rem; accent-color: var(--download); vertical-align: middle; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+.scroll svg[role] { min-width: 44rem; }
 svg text { fill: var(--text); }
 svg .faint { fill: var(--faint); }
 svg .grid { stroke: var(--line); stroke-width: 1; }

@@ -33,6 +33,11 @@ export class Quota {
     return this.#reservedBytes;
   }
 
+  /** Whether so many bytes can be had without a wait. */
+  hasRoom(bytes: number): boolean {
+    return this.#waiters.length === 0 && this.#reservedBytes + bytes <= this.#bytesMax;
+  }
+
   /** Waits for room; the caller sees to it that the bytes are not more than the maximum. */
   async reserve(bytes: number, urgency: Urgency, signal: AbortSignal): Promise<Disposable> {
     throwIfAborted(signal);

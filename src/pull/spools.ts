@@ -76,7 +76,8 @@ export class Spools implements AsyncDisposable {
     const { bytesMax } = this.#options.limits;
     const why = `layer ${blob.digest} has ${blob.size} bytes, over content.spool_max_size (${bytesMax})`;
     if (blob.size > bytesMax) throw new PullError("exhausted", why);
-    const room = await spans.of("room", () => this.#quota.reserve(blob.size, urgency, signal));
+    const reserve = () => this.#quota.reserve(blob.size, urgency, signal);
+    const room = await (this.#quota.hasRoom(blob.size) ? reserve() : spans.of("room", reserve));
     try {
       const former = this.#reclaim(blob);
       await this.#evict(bytesMax - this.#quota.reservedBytes);

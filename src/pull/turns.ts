@@ -119,9 +119,9 @@ export class Turns {
     return {
       // The host's and the image's own limits still count it.
       slow: () => permit.lend(`downloads${apart}`),
-      answered: (timeMs, from) => {
-        tuning?.answered(timeMs);
-        noted.answered(timeMs, from);
+      answered: ({ from, timeMs, redirectedMs, isServed }) => {
+        if (isServed) tuning?.answered(timeMs);
+        noted.answered(timeMs, from, from === host ? 0 : redirectedMs);
       },
       received: (bytes) => {
         noted.received(bytes);

@@ -111,7 +111,8 @@ export class Download {
         if (attempt > retries || isBetterElsewhere) throw failure;
         const began = performance.now();
         await backOff(failure, attempt, timing, signal);
-        permits.paused(requester.host.url.host, performance.now() - began);
+        const host = failure instanceof StatusError ? failure.host : requester.host.url.host;
+        permits.paused(host, performance.now() - began);
         retried(failure);
       }
     }
@@ -151,7 +152,12 @@ export class Download {
     const began = performance.now();
     const response = await this.#ask({ method: "GET", path: this.#path, headers, isBulk: true }, signal);
     const isServed = response.status === 200 || response.status === 206;
-    if (isServed) permit.answered(performance.now() - began, response.url.host);
+    permit.answered({
+      from: response.url.host,
+      timeMs: performance.now() - began,
+      redirectedMs: Math.max(0, response.askedMs - began),
+      isServed,
+    });
     const isRange = response.status === 206;
     const breakOff = (): void => response.body.destroy();
     const received: Received = (bytes, throttledMs, isLast) => {

@@ -27,14 +27,17 @@ export class StatusError extends PullError {
   readonly status: number;
   /** How long the server asked to be left alone; 0 when it did not. */
   readonly retryAfterMs: number;
+  /** Who has answered so (host:port). */
+  readonly host: string;
 
-  constructor(error: PullError, status: number, askedMs: number) {
+  constructor(error: PullError, status: number, askedMs: number, host: string) {
     super(error.code, error.message, {
       temporary: isTemporary(status),
       credentialsSent: error.credentialsSent,
     });
     this.status = status;
     this.retryAfterMs = askedMs;
+    this.host = host;
   }
 }
 

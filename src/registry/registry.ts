@@ -19,12 +19,22 @@ export interface Credentials {
   readonly identityToken?: string;
 }
 
+interface RequestAnswer {
+  /** From which host (host:port), after redirects. */
+  readonly from: string;
+  /** So long after the request was sent, of which so long until the last redirect. */
+  readonly timeMs: number;
+  readonly redirectedMs: number;
+  /** It brings what was asked for. */
+  readonly isServed: boolean;
+}
+
 /** For one blob request, until it is disposed of. */
 export interface RequestPermit extends Disposable {
   /** Says that the request gets so little that it must not keep others of the node from theirs. */
   slow(): void;
-  /** Says that the answer's head came, so long after the request was sent, and from which host (host:port). */
-  answered(timeMs: number, from: string): void;
+  /** Says that an answer's head came. */
+  answered(answer: RequestAnswer): void;
   /** Says that so much of the body came. */
   received(bytes: number): void;
   /** Says that nothing was read for so long, to keep to a bandwidth. */
@@ -54,7 +64,7 @@ export interface Yielding {
 export interface RequestPermits {
   /** Waits until one more blob request may be open to this host (host:port). Rejects when the signal is aborted. */
   acquire(host: string, signal: AbortSignal): Promise<RequestPermit>;
-  /** Says that a host was left alone for so long after a failure, before it was asked again. */
+  /** Says that nothing was asked for so long after a failure of this host. */
   paused(host: string, ms: number): void;
 }
 

@@ -31,8 +31,9 @@ interface Answer {
 }
 
 export interface Response extends Answer {
-  /** Where the answer came from, after redirects. */
+  /** Where the answer came from, after redirects, and when it was asked there (performance.now()). */
   readonly url: URL;
+  readonly askedMs: number;
   /** Below the API root, as it was asked for. */
   readonly path: string;
 }
@@ -170,7 +171,8 @@ export class Requester {
       return new PullError("refused", message, { credentialsSent });
     }
     const error = new PullError("unavailable", message);
-    return new StatusError(error, status, retryAfterMs(headers["retry-after"], this.#options.timing.now()));
+    const askedMs = retryAfterMs(headers["retry-after"], this.#options.timing.now());
+    return new StatusError(error, status, askedMs, url.host);
   }
 
   #url(path: string): URL {
@@ -229,8 +231,9 @@ export class Requester {
         ...(isOwn && authorization !== undefined && { authorization }),
       };
       const { method, isBulk = false } = init;
+      const askedMs = performance.now();
       const answer = await this.#exchange(url, { method, headers, isBulk }, signal);
-      if (!redirectStatuses.has(answer.status)) return { ...answer, url, path: init.path };
+      if (!redirectStatuses.has(answer.status)) return { ...answer, url, askedMs, path: init.path };
       await discard(answer.body);
       url = redirectTarget(url, answer.headers["location"]);
     }

@@ -4,15 +4,16 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { readdirSync, statSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { Metadata, status } from "@grpc/grpc-js";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { askAdmin } from "../../src/front/client.ts";
-import type { PullList, PullSummary } from "../../src/front/pulls.ts";
+import type { PullList } from "../../src/front/pulls.ts";
 import type { PullRecord } from "../../src/history/record.ts";
+import type { PullSummary } from "../../src/history/summary.ts";
 import { type FakeImage, FakeRegistry, gate } from "../fakes/registry.ts";
 import { dir, file, tarGz } from "../fakes/tar.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
@@ -118,9 +119,7 @@ describe("a trace of", () => {
       expect(layer.hosts).toMatchObject([{ host: fake.host, requests: 1, bytes: layer.bytes, failures: {} }]);
       expect(layer.unpacked).toMatchObject({ entries: 3 });
       const names = layer.spans.map(({ name }) => name);
-      expect(names).toEqual(
-        expect.arrayContaining(["open", "room", "download", "worker", "unpack", "commit"]),
-      );
+      expect(names).toEqual(expect.arrayContaining(["open", "download", "worker", "unpack", "commit"]));
       for (const { startSeconds, endSeconds = -1 } of layer.spans) {
         expect(startSeconds).toBeGreaterThanOrEqual(0);
         expect(endSeconds).toBeGreaterThanOrEqual(startSeconds);
@@ -148,7 +147,7 @@ describe("a trace of", () => {
     await Promise.all([first, second]);
     const { ended } = (await get("/pulls?count=2")) as PullList;
     const both = await Promise.all(ended.map(async ({ id }) => (await get(`/pulls/${id}`)) as PullRecord));
-    expect(both.map(({ isJoined }) => isJoined)).toEqual([true, false]);
+    expect(both.filter(({ isJoined }) => isJoined)).toHaveLength(1);
   });
 
   test("one that is left to containerd, and why", async () => {
@@ -156,23 +155,54 @@ describe("a trace of", () => {
     expect(await latest()).toMatchObject({
       image: "127.0.0.2:1/a/b:v1",
       state: "error",
-      outcome: { path: "delegated", reason: "excluded", error: expect.stringContaining("127.0.0.2:1") },
+      outcome: { path: "delegated", error: expect.stringContaining("127.0.0.2:1") },
+      delegation: { reason: "excluded", detail: "registry 127.0.0.2:1 is excluded by configuration" },
       verdict: { cause: "containerd", advice: expect.stringContaining("excluded by configuration") },
     });
   });
 
-  test("one that goes past the process that pulls", async () => {
+  test("one that goes past the process that pulls, as it goes on and in the end", async () => {
     const image = put();
+    const half = gate();
+    fake.behave = ({ path }) => (path.includes("/blobs/") ? { answer: half.opened } : undefined);
     await run("passthrough", "on");
+    const pulling = hawser.cri.pull(image.reference);
+    const { id } = await untilRunning(image, 0);
+    expect(await get(`/pulls/${id}`)).toMatchObject({ delegation: { reason: "switch" }, state: "running" });
+    expect((await run("pulls")).stdout).toMatch(
+      new RegExp(`^${id} +${image.reference} +running \\(containerd\\) `, "m"),
+    );
+    expect((await run("cancel", id)).code).toBe(0);
+    expect(await pulling).toMatchObject({
+      code: status.CANCELLED,
+      message: expect.stringContaining("hawser cancel"),
+    });
+    half.open();
     await hawser.cri.mustPull(image.reference);
     await run("passthrough", "off");
-    await eventually(async () => {
-      expect(await latest()).toMatchObject({
-        image: image.reference,
-        state: "ok",
-        outcome: { path: "delegated", reason: "switch" },
-      });
-    }, "its trace");
+    expect(await latest()).toMatchObject({
+      image: image.reference,
+      state: "ok",
+      outcome: { path: "delegated" },
+      delegation: { reason: "switch" },
+      stages: [{ name: "containerd" }],
+      verdict: { cause: "containerd" },
+    });
+  });
+
+  test("one that a process lost that has died", async () => {
+    const image = put();
+    const half = hold(image);
+    const pulling = hawser.cri.mustPull(image.reference);
+    await untilRunning(image, 400_000);
+    half.open();
+    fake.behave = () => undefined;
+    hawser.kill("SIGKILL", ({ role }) => role === "puller");
+    await pulling;
+    const record = await latest();
+    expect(record).toMatchObject({ state: "ok", delegation: { reason: "lost" } });
+    expect(record.stages.map(({ name }) => name)).toEqual(["lost", "containerd"]);
+    await hawser.untilSettled();
   });
 
   test("one ahead of need", async () => {
@@ -203,17 +233,30 @@ describe("a trace of", () => {
   test("the last so many are kept, over a restart, root's alone, and broken ones are no hindrance", async () => {
     for (let index = 0; index < keep; index++) await hawser.cri.mustPull(put(1).reference);
     const folder = join(hawser.root, "state/pulls");
-    const before = (await get("/pulls?count=100")) as PullList;
     await eventually(async () => expect(readdirSync(folder)).toHaveLength(keep), "kept traces");
+    const before = (await get("/pulls?count=100")) as PullList;
     expect(before.ended).toHaveLength(keep);
     for (const name of readdirSync(folder)) expect(statSync(join(folder, name)).mode & 0o777).toBe(0o600);
     expect(statSync(folder).mode & 0o777).toBe(0o700);
     await hawser.stop();
-    const [oldest = ""] = readdirSync(folder).sort();
-    writeFileSync(join(folder, oldest), "{");
+    const broken = ["{", "null\nnull\n", "{}\n{}\n"];
+    for (const [index, name] of readdirSync(folder).sort().slice(0, broken.length).entries())
+      writeFileSync(join(folder, name), broken[index] ?? "");
     await hawser.startAgain();
     const after = (await get("/pulls?count=100")) as PullList;
-    expect(after.ended).toEqual(before.ended.slice(0, -1));
+    expect(after.ended).toEqual(before.ended.slice(0, -broken.length));
+    const config = join(hawser.root, "hawser.toml");
+    writeFileSync(config, readFileSync(config, "utf8").replace(`keep = ${keep}`, "keep = 3"));
+    await askAdmin(join(hawser.root, "admin.sock"), "POST", "/reload");
+    await hawser.cri.mustPull(put(1).reference);
+    await eventually(async () => expect(readdirSync(folder)).toHaveLength(3), "fewer of them");
+    writeFileSync(config, readFileSync(config, "utf8").replace("keep = 3", `keep = ${keep}`));
+    await askAdmin(join(hawser.root, "admin.sock"), "POST", "/reload");
+    // Those that the front keeps, too.
+    await run("passthrough", "on");
+    for (let index = 0; index < 2; index++) await hawser.cri.mustPull(put(1).reference);
+    await run("passthrough", "off");
+    await eventually(async () => expect(readdirSync(folder)).toHaveLength(5), "more of them");
   });
 });
 
@@ -264,7 +307,7 @@ describe("from the command line", () => {
     [["trace", "x/y"], /^hawser: "x%2Fy" is no id of a pull; "hawser pulls" lists them\n$/],
     [["cancel", "0123456789abcdef"], /^hawser: there is no pull 0123456789abcdef any more/],
     [["cancel"], /^hawser: expected the id of a pull; "hawser pulls" lists them \(see "hawser --help"\)\n$/],
-    [["pulls", "--count", "0"], /^hawser: expected a number from 1 to 9999 behind --count \(see/],
+    [["pulls", "--count", "0"], /^hawser: expected a number from 1 to 1000 behind --count \(see/],
   ])("%j ends with one line", async (args, said) => {
     const { code, stderr } = await run(...args);
     expect(code).toBe(said.source.includes("see") ? 2 : 1);
@@ -369,7 +412,7 @@ describe("hawser pull", () => {
     const image = put();
     const half = hold(image);
     const config = join(hawser.root, "hawser.toml");
-    const command = `stty columns 100; ${process.execPath} ${program} pull ${image.reference} --config ${config}`;
+    const command = `stty columns 100 rows 30; TERM=xterm ${process.execPath} ${program} pull ${image.reference} --config ${config}`;
     const child = spawn("script", ["-qec", command, "/dev/null"], { stdio: ["ignore", "pipe", "inherit"] });
     const out = text(child.stdout);
     const over = once(child, "exit");

@@ -15,7 +15,7 @@ const tiers: readonly (readonly string[])[] = [
   ["install/"],
   ["daemon.ts", "loader.ts", "front/", "doctor/"],
   ["account.ts", "works.ts"],
-  ["vitals.ts"],
+  ["vitals.ts", "exporting.ts"],
   ["limits.ts"],
   ["cri/", "prewarm/", "archive/", "page/"],
   ["pull/", "history/"],
