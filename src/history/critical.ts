@@ -47,7 +47,6 @@ export function partsOf(record: PullRecord): readonly Part[] {
   let at = 0;
   const asked = record.stages.filter(({ name }) => name === "registry");
   for (const { name, startSeconds, endSeconds = record.seconds } of record.stages) {
-    if (name === "registry") continue;
     const start = Math.max(startSeconds, at);
     if (endSeconds <= start) continue;
     if (start > at) parts.push({ cause: "hawser", seconds: start - at });
@@ -235,7 +234,7 @@ class Path {
     const seconds = this.#at - to;
     if (seconds <= 0) return;
     const queued = this.#queue ? Math.max(0, this.#at - Math.max(to, this.#queue.sinceSeconds)) : 0;
-    const all = parts.length > 0 ? parts : [{ cause: "hawser" as const, seconds: 1 }];
+    const all = sum(parts, (part) => part.seconds) > 0 ? parts : [{ cause: "hawser" as const, seconds: 1 }];
     for (const part of scaled(all, seconds)) {
       const share = queued / seconds;
       this.#parts.push(
@@ -276,7 +275,7 @@ function last({ spans }: LayerRecord, name: string): SpanRecord | undefined {
 }
 
 function durationOf(span: SpanRecord | undefined): number {
-  return span?.endSeconds === undefined ? 0 : span.endSeconds - span.startSeconds;
+  return span?.endSeconds === undefined ? 0 : Math.max(0, span.endSeconds - span.startSeconds);
 }
 
 /** Of one that was not finished: when it was last at something. */

@@ -235,6 +235,58 @@ test("a layer that waited for the one below: that one's time counts, and not its
   ]);
 });
 
+test("a host that was left alone behind a failure counts as the registry", () => {
+  const one = layer(0, {
+    spans: spans({ open: [0, 0], worker: [0, 0], unpack: [0, 4], commit: [4, 4] }),
+    hosts: [{ ...host(0, 1), pausedSeconds: 3 }],
+    unpacked: unpacked(4, 0),
+  });
+  expect(partsOf(pull(4, { layers: [0, 4] }, { layers: [one], machine: idle }))).toEqual([
+    { cause: "registry", seconds: 3 },
+    { cause: "network", seconds: 1 },
+  ]);
+});
+
+test("a layer whose own requests say nothing waits for what the image's others wait for", () => {
+  const done = layer(0, {
+    spans: spans({ open: [0, 0], worker: [0, 0], unpack: [0, 1], commit: [1, 1] }),
+    hosts: [host(1, 1)],
+    unpacked: unpacked(0, 1),
+  });
+  const last = layer(1, {
+    spans: spans({ open: [0, 0], worker: [0, 0], unpack: [0, 4], commit: [4, 4] }),
+    unpacked: unpacked(4, 0),
+  });
+  expect(partsOf(pull(4, { layers: [0, 4] }, { layers: [done, last], machine: idle }))).toEqual([
+    { cause: "registry", seconds: 4 },
+  ]);
+});
+
+test("whoever was over before a layer began to wait did not keep it waiting", () => {
+  const earlier = layer(0, {
+    spans: spans({ open: [0, 0], worker: [0, 0], unpack: [0, 1], commit: [1, 1] }),
+    hosts: [host(1, 1)],
+    unpacked: unpacked(1, 0),
+  });
+  const waiting = layer(1, {
+    spans: spans({ open: [2, 2], worker: [2, 5], unpack: [5, 6], commit: [6, 6] }),
+    unpackWaits: { "unpack.max_concurrent": 3 },
+    unpacked: unpacked(0, 1),
+  });
+  expect(partsOf(pull(6, { layers: [0, 6] }, { layers: [earlier, waiting], machine: idle }))).toEqual([
+    limit("unpack.max_concurrent", 3),
+    { cause: "containerd", seconds: 2 },
+    { cause: "cpu", seconds: 1 },
+  ]);
+});
+
+test("time until a process was found to be gone is Hawser's own", () => {
+  expect(partsOf(pull(4, { lost: [0, 3], containerd: [3, 4] }))).toEqual([
+    { cause: "hawser", seconds: 3 },
+    { cause: "containerd", seconds: 1 },
+  ]);
+});
+
 test("room in the spool is a limit of its own", () => {
   const one = layer(0, {
     spans: spans({ room: [0, 4], open: [0, 4], worker: [4, 4], unpack: [4, 5], commit: [5, 5] }),
@@ -282,13 +334,18 @@ test("whatever a record says, the parts add up to the pull's time, and none is n
     }),
     { maxLength: 6 },
   );
+  const part = fc.double({ min: 0, max: 1, noNaN: true });
+  const machine = fc.record({ coresBusy: part, mainBusy: part, mainOnCore: part, mainQueued: part });
   const end = fc.double({ min: 0.1, max: 20, noNaN: true });
   fc.assert(
-    fc.property(layers, end, end, (made, start, seconds) => {
+    fc.property(layers, end, end, machine, (made, start, seconds, busy) => {
       const record = pull(
         seconds,
         { resolve: [0, start], layers: [start, seconds] },
-        { layers: made.map((more, index) => layer(index, { ...more, unpacked: unpacked(1, 1) })) },
+        {
+          layers: made.map((more, index) => layer(index, { ...more, unpacked: unpacked(1, 1) })),
+          machine: busy,
+        },
       );
       const parts = partsOf(record);
       const all = parts.reduce((sum, part) => sum + part.seconds, 0);
