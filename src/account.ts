@@ -6,8 +6,9 @@ import type { Metadata } from "@grpc/grpc-js";
 import type { Config } from "./config.ts";
 import type { PullOutcome } from "./cri/images.ts";
 import { PullError } from "./errors.ts";
+import { causes } from "./history/critical.ts";
 import { History } from "./history/history.ts";
-import type { Outcome, PullRecord } from "./history/record.ts";
+import { fetchedBytesOf, type Outcome, type PullRecord } from "./history/record.ts";
 import { Store } from "./history/store.ts";
 import { nameOf } from "./history/verdict.ts";
 import type { Log } from "./log.ts";
@@ -28,14 +29,20 @@ export class Account {
   #calls = 0;
 
   constructor(options: AccountOptions) {
-    const { config, log } = options;
+    const { config, log, metrics } = options;
     this.#options = options;
     this.#history = new History({
       store: new Store(`${config.admin.state_dir}/pulls`, config.trace.keep),
       exported: () => {},
-      failed: (error) =>
-        log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept"),
+      failed: (error) => {
+        metrics.tracesLost.inc();
+        log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept");
+      },
     });
+    for (const cause of causes) {
+      metrics.bottlenecks.inc({ cause }, 0);
+      metrics.causeSeconds.inc({ cause }, 0);
+    }
   }
 
   /** A call has come in. */
@@ -60,7 +67,9 @@ export class Account {
       ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
       ...(error !== undefined && { error }),
     };
-    const { id, verdict } = this.#history.end(trace, { state: result, ...told });
+    const record = this.#history.end(trace, { state: result, ...told });
+    if (result === "ok") this.#measure(record);
+    const { id, verdict } = record;
     const fields = {
       image: reference,
       result,
@@ -99,6 +108,18 @@ export class Account {
   /** Waits until all that has ended is kept. */
   async settle(): Promise<void> {
     await this.#history.settle();
+  }
+
+  #measure(record: PullRecord): void {
+    const { bottlenecks, causeSeconds, pulledBytes, throughput } = this.#options.metrics;
+    const { verdict, outcome, isJoined, seconds } = record;
+    if (verdict) bottlenecks.inc({ cause: verdict.cause });
+    for (const { cause, seconds: took } of verdict?.parts ?? []) causeSeconds.inc({ cause }, took);
+    const bytes = fetchedBytesOf(record);
+    // Whoever joins another pull at its end would seem to be as fast as it likes.
+    if (outcome?.path !== "accelerated" || isJoined || bytes === 0 || seconds === 0) return;
+    pulledBytes.observe(bytes);
+    throughput.observe(bytes / 2 ** 20 / seconds);
   }
 
   #count(change: number): void {

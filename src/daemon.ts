@@ -142,6 +142,12 @@ class NodeDaemon implements Daemon {
         changed: ({ live, parked }) => {
           metrics.spoolBytes.set({ state: "live" }, live);
           metrics.spoolBytes.set({ state: "parked" }, parked);
+          // What is parked gives way.
+          metrics.limitsUsed.set({ key: spoolKey }, live);
+        },
+        queue: {
+          waited: (seconds) => metrics.queueWaits.observe({ key: spoolKey }, seconds),
+          queued: (count) => metrics.queueLength.set({ key: spoolKey }, count),
         },
       },
     });
@@ -308,6 +314,7 @@ async function connect({ kubeconfig, node_name: given }: Config["prewarm"]): Pro
 }
 
 const apiMs = 60_000;
+const spoolKey = "content.spool_max_size";
 
 function away(): PullError {
   return new PullError("unavailable", "containerd went away", { temporary: true });

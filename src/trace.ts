@@ -35,9 +35,16 @@ export class Spans {
 /** Milliseconds that were waited, by what for; of work that is done side by side they add up. */
 export class Waits {
   readonly byWhat = new Map<string, number>();
+  readonly #whole: Waits | undefined;
+
+  /** With `whole`, of a part of it: what is added here is added there too. */
+  constructor(whole?: Waits) {
+    this.#whole = whole;
+  }
 
   add(what: string, ms: number): void {
     if (ms > 0) this.byWhat.set(what, (this.byWhat.get(what) ?? 0) + ms);
+    this.#whole?.add(what, ms);
   }
 }
 

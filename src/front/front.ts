@@ -220,9 +220,11 @@ export class Front {
 
   #pullerChanged(puller: Puller): void {
     const { state, pid } = puller;
-    const { log } = this.#options;
-    if (state.kind === "ended" && !this.#leaving.signal.aborted && !puller.isLeaving)
+    const { log, metrics } = this.#options;
+    if (state.kind === "ended" && !this.#leaving.signal.aborted && !puller.isLeaving) {
+      metrics.pullerEnds.inc();
       log.warn({ pid, how: state.how }, "the process that pulls ended; containerd pulls until it is back");
+    }
     this.#tellSite();
   }
 
