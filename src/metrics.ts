@@ -26,6 +26,21 @@ const sizeBuckets = [2 ** 18, 2 ** 20, 2 ** 22, 2 ** 24, 2 ** 26, 2 ** 28, 2 ** 
 const throughputBuckets = [0.1, 1, 10, 25, 75, 150, 300, 500, 1000, 2000, 4000];
 const stageBuckets = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180];
 
+/** For how long something has been so; looked at whenever it is asked, since nothing happens while it goes on. */
+class AgeGauge extends Gauge {
+  #sinceMs: number | undefined;
+
+  /** Undefined where it is not so: then it says 0. */
+  since(ms: number | undefined): void {
+    this.#sinceMs = ms;
+  }
+
+  override async get(): ReturnType<Gauge["get"]> {
+    this.set(this.#sinceMs === undefined ? 0 : Math.max(0, (Date.now() - this.#sinceMs) / 1000));
+    return await super.get();
+  }
+}
+
 /** The process that counts has a label on what is the process's own. */
 export function createMetrics(version: string, process: "front" | "puller") {
   const registry = new Registry();
@@ -184,7 +199,7 @@ export function createMetrics(version: string, process: "front" | "puller") {
       labelNames: ["result"] as const,
       registers,
     }),
-    prewarmAge: new Gauge({
+    prewarmAge: new AgeGauge({
       name: "hawser_prewarm_oldest_wanted_seconds",
       help: "For how long the oldest of them has been wanted that is not warm",
       aggregator: "max",
@@ -244,8 +259,10 @@ export function createMetrics(version: string, process: "front" | "puller") {
   if (process === "front") metrics.build.set({ version, node: globalThis.process.version }, 1);
   for (const what of ["pulls", "downloads", "unpacks"]) metrics.inFlight.set({ what }, 0);
   // A series that begins with its first event is one that rates know nothing of before the second.
-  for (const path of ["accelerated", "delegated"])
+  for (const path of ["accelerated", "delegated"]) {
+    metrics.pullSeconds.zero({ path });
     for (const result of ["ok", "error"]) metrics.pulls.inc({ result, path }, 0);
+  }
   return metrics;
 }
 

@@ -3,6 +3,7 @@
 import { expect, test } from "vitest";
 import { HostLabels } from "../../src/hostlabels.ts";
 import { createMetrics, mergeMetrics } from "../../src/metrics.ts";
+import { eventually } from "../harness/process.ts";
 
 test("the first 32 hosts have their names, and all later ones share one", () => {
   const hosts = new HostLabels();
@@ -29,7 +30,7 @@ async function merged(): Promise<string> {
     puller.queueLength.set({ key }, used);
     puller.breakerOpen.set({ host }, 1);
     puller.engine.set({ engine: "native" }, 1);
-    puller.prewarmAge.set(limit);
+    puller.prewarmAge.since(Date.now() - 1000 * limit);
     puller.prewarmImages.set({ state: "warm" }, used);
     puller.inFlight.set({ what: "downloads" }, used);
     puller.receivedBytes.inc({ host }, used);
@@ -50,14 +51,16 @@ test.each([
   ["images ahead of need", 'hawser_prewarm_images{state="warm"} 2'],
   ["a breaker is open once", 'hawser_breaker_open{host="registry.example:443"} 1'],
   ["there is one engine", 'hawser_engine_info{engine="native"} 1'],
-  ["the oldest is the oldest of both", "hawser_prewarm_oldest_wanted_seconds 64"],
+  ["the oldest is the oldest of both", /^hawser_prewarm_oldest_wanted_seconds 64(?:\.|$)/m],
   ["what goes on is summed up", 'hawser_in_flight{what="downloads"} 12'],
   ["and who waits", 'hawser_queue_length{key="download.max_concurrent"} 12'],
   ["and what has come", 'hawser_registry_received_bytes_total{host="registry.example:443"} 12'],
   ["and histograms", 'hawser_queue_wait_seconds_count{key="download.max_concurrent"} 2'],
   ["what the front alone counts", "hawser_puller_restarts_total 1"],
 ])("%s", async (_, line) => {
-  expect((await merged()).split("\n")).toContain(line);
+  const text = await merged();
+  if (typeof line === "string") expect(text.split("\n")).toContain(line);
+  else expect(text).toMatch(line);
 });
 
 test("when a process began is said of one, and not the sum of several", async () => {
@@ -69,7 +72,22 @@ test("when a process began is said of one, and not the sum of several", async ()
 
 test("pulls have their series before there is one, so that rates know of the first", async () => {
   const text = await createMetrics("1.2.3", "puller").registry.metrics();
-  for (const path of ["accelerated", "delegated"])
+  for (const path of ["accelerated", "delegated"]) {
+    expect(text).toContain(`hawser_pull_duration_seconds_count{path="${path}"} 0`);
     for (const result of ["ok", "error"])
       expect(text).toContain(`hawser_pulls_total{result="${result}",path="${path}"} 0`);
+  }
+});
+
+test("an age grows while nothing happens", async () => {
+  const { prewarmAge, registry } = createMetrics("1.2.3", "puller");
+  const age = async (): Promise<number> =>
+    Number(/^hawser_prewarm_oldest_wanted_seconds (\S+)$/m.exec(await registry.metrics())?.[1]);
+  expect(await age()).toBe(0);
+  prewarmAge.since(Date.now() - 60_000);
+  const first = await age();
+  expect(first).toBeGreaterThanOrEqual(60);
+  await eventually(async () => expect(await age()).toBeGreaterThan(first), "a later moment");
+  prewarmAge.since(undefined);
+  expect(await age()).toBe(0);
 });
