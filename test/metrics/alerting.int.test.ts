@@ -94,6 +94,17 @@ describe.each([
   });
 });
 
+test("each metric is in the list of all, with its labels, and no other", async () => {
+  const rows = [...read("config/prometheus/README.md").matchAll(/^\| `(hawser_\w+)` \| ([\w, ]*?) ?\|/gm)];
+  const listed = rows.map(([, name, labels = ""]) => [name, ...labels.split(", ")].join(" ").trim());
+  const { registry: _registry, ...metrics } = createMetrics("1.2.3", "puller");
+  const own = Object.values(metrics).map((metric) => {
+    const { name, labelNames = [] } = metric as unknown as { name: string; labelNames?: readonly string[] };
+    return [name, ...labelNames].join(" ");
+  });
+  expect(listed.toSorted()).toEqual(own.toSorted());
+});
+
 describe("the dashboard", () => {
   test("asks the data source and the nodes that are chosen, and those alone", () => {
     expect(dashboard.templating.list.map(({ name, type }) => [name, type])).toEqual([
