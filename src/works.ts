@@ -43,11 +43,13 @@ export class Works {
     this.#options = options;
     const { bandwidth_limit: bytesPerSecond } = options.config.download;
     this.#bandwidth = bytesPerSecond === "off" ? undefined : new Bandwidth(bytesPerSecond);
-    const { limits, limitsUsed } = options.metrics;
+    const { limits, limitsUsed, queueLength } = options.metrics;
     for (const [key, most] of limitsByKey(options.config)) {
       limits.set({ key }, most);
       // How much of a bandwidth is used is a matter of bytes that have come.
-      if (!key.endsWith("bandwidth_limit")) limitsUsed.set({ key }, 0);
+      if (key.endsWith("bandwidth_limit")) continue;
+      limitsUsed.set({ key }, 0);
+      queueLength.set({ key }, 0);
     }
   }
 

@@ -41,12 +41,15 @@ let containerd: PrivateContainerd;
 let fake: FakeRegistry;
 let hawser: PrivateHawser;
 let prometheus: PrivatePrometheus;
+const running: AsyncDisposable[] = [];
 const started = new Set<string>();
 let count = 0;
 
 beforeAll(async () => {
-  containerd = await PrivateContainerd.start();
   fake = await FakeRegistry.start();
+  running.push(fake);
+  containerd = await PrivateContainerd.start();
+  running.push(containerd);
   const metricsPort = await freePort();
   const config = `
 [content]
@@ -59,6 +62,7 @@ retries = 1
 breaker_failures = 10
 `;
   hawser = await PrivateHawser.start({ containerd: containerd.address, config, metricsPort });
+  running.push(hawser);
   prometheus = await PrivatePrometheus.start({
     rules,
     config: replaced(read("config/prometheus/prometheus.yaml"), [
@@ -66,13 +70,11 @@ breaker_failures = 10
       [/node-1\.example:9464/g, `127.0.0.1:${metricsPort}`],
     ]),
   });
+  running.push(prometheus);
 });
 
 afterAll(async () => {
-  await prometheus[Symbol.asyncDispose]();
-  await hawser[Symbol.asyncDispose]();
-  await containerd[Symbol.asyncDispose]();
-  await fake[Symbol.asyncDispose]();
+  for (const one of running.toReversed()) await one[Symbol.asyncDispose]();
 });
 
 function put(layers: number, bytes: number): FakeImage {
@@ -198,6 +200,32 @@ test("a layer as large as the spool that does not come: the spool is full, and w
   await expectNoOthers();
 });
 
+test("a reload while a pull goes on: limits are the newer process's, and what goes on is both's", async () => {
+  const image = put(1, 1000);
+  const pause = gate();
+  fake.behave = ({ path }) =>
+    path.endsWith(image.layers[0]?.digest ?? "-") ? { answer: pause.opened } : undefined;
+  const reply = hawser.cri.pull(image.reference);
+  await untilSeen('hawser_in_flight{what="pulls"}', (value) => value === 1);
+  const written = join(hawser.root, "hawser.toml");
+  const text = readFileSync(written, "utf8");
+  writeFileSync(written, text.replace("max_concurrent_per_image = 1", "max_concurrent_per_image = 3"));
+  await admin("POST", "/reload");
+  const key = "download.max_concurrent_per_image";
+  await untilSeen(`hawser_limit{key="${key}"}`, (value) => value === 3);
+  expect((await hawser.status()).pullers).toHaveLength(2);
+  const [limits, used, open] = await Promise.all(
+    [`hawser_limit{key="${key}"}`, `hawser_limit_used{key="${key}"}`, 'hawser_in_flight{what="pulls"}'].map(
+      async (name) => (await prometheus.query(name)).map(({ value: [, value] }) => value),
+    ),
+  );
+  expect({ limits, used, open }).toEqual({ limits: ["3"], used: ["0"], open: ["1"] });
+  pause.open();
+  fake.behave = () => undefined;
+  expect(await reply).toEqual({ value: image.configDigest });
+  await hawser.untilSettled();
+});
+
 test("an image that nobody can fetch ahead of need", async () => {
   await admin("POST", "/prewarm", { add: [`${fake.host}/watched/nothing:v1`] });
   await expectFiring(["HawserPrewarmFailing", "HawserPrewarmLate"]);
@@ -258,6 +286,14 @@ test("the process that pulls is killed again and again", async () => {
   for (let kills = 0; kills < 4; kills++) await kill();
   await untilSeen("hawser_puller_restarts_total", (value) => value === 4);
   await expectFiring(["HawserPullerRestarting"]);
+});
+
+test("forty hosts that somebody made up have as many names as there are labels, and the rest one", async () => {
+  const hosts = Array.from({ length: 40 }, (_, index) => `127.0.0.1:${index + 1}`);
+  for (const host of hosts) expect(await hawser.cri.pull(`${host}/made/up:v1`)).toHaveProperty("code");
+  const counted = 'count(count by (host) ({__name__=~"hawser_registry_(requests|failures)_total"}))';
+  await untilSeen('hawser_registry_failures_total{host="other"}', (value) => value >= 8);
+  await untilSeen(counted, (value) => value === 33);
 });
 
 test("an operator has every pull go through, and then there is no containerd", async () => {
