@@ -7,9 +7,10 @@ import type { Config } from "./config.ts";
 import type { PullOutcome } from "./cri/images.ts";
 import { PullError } from "./errors.ts";
 import { makeExporter } from "./exporting.ts";
+import { causes } from "./history/critical.ts";
 import type { Exporter } from "./history/exporter.ts";
 import { History } from "./history/history.ts";
-import type { Outcome, PullRecord } from "./history/record.ts";
+import { fetchedBytesOf, type Outcome, type PullRecord } from "./history/record.ts";
 import { Store } from "./history/store.ts";
 import type { PullSummary } from "./history/summary.ts";
 import { nameOf } from "./history/verdict.ts";
@@ -35,16 +36,22 @@ export class Account {
   #isLeaving = false;
 
   constructor(options: AccountOptions) {
-    const { config, log } = options;
+    const { config, log, metrics } = options;
     this.#options = options;
     const { otlp_endpoint: endpoint } = config.trace;
     this.#exporter = endpoint === "off" ? undefined : makeExporter({ ...options, endpoint });
     this.#history = new History({
       store: new Store(`${config.admin.state_dir}/pulls`, config.trace.keep),
       exported: (record) => void this.#exporter?.then((exporter) => exporter.add(record)),
-      failed: (error) =>
-        log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept"),
+      failed: (error) => {
+        metrics.tracesLost.inc();
+        log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept");
+      },
     });
+    for (const cause of causes) {
+      metrics.bottlenecks.inc({ cause }, 0);
+      metrics.causeSeconds.inc({ cause }, 0);
+    }
   }
 
   /** A call has come in. */
@@ -74,7 +81,9 @@ export class Account {
       ...(error !== undefined && { error }),
     };
     const isFine = result === "ok" || result === "cancelled";
-    this.#history.end(trace, this.#outcomeOf({ state: result, path, ...told }), ({ id, verdict }) => {
+    this.#history.end(trace, this.#outcomeOf({ state: result, path, ...told }), (record) => {
+      if (result === "ok") this.#measure(record);
+      const { id, verdict } = record;
       const all = { ...fields, ...(verdict && { bottleneck: nameOf(verdict) }), id };
       if (isFine) log.info(all, "pull");
       else log.warn(all, "pull");
@@ -123,6 +132,18 @@ export class Account {
   #outcomeOf(outcome: Outcome): Outcome {
     const isHandedOver = this.#isLeaving && outcome.state === "cancelled";
     return isHandedOver ? { ...outcome, error: "broken off, for another process to go on with" } : outcome;
+  }
+
+  #measure(record: PullRecord): void {
+    const { bottlenecks, causeSeconds, pulledBytes, throughput } = this.#options.metrics;
+    const { verdict, outcome, isJoined, seconds } = record;
+    if (verdict) bottlenecks.inc({ cause: verdict.cause });
+    for (const { cause, seconds: took } of verdict?.parts ?? []) causeSeconds.inc({ cause }, took);
+    const bytes = fetchedBytesOf(record);
+    // Whoever joins another pull at its end would seem to be as fast as it likes.
+    if (outcome?.path !== "accelerated" || isJoined || bytes === 0 || seconds === 0) return;
+    pulledBytes.observe(bytes);
+    throughput.observe(bytes / 2 ** 20 / seconds);
   }
 
   #count(change: number): void {

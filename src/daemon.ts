@@ -33,7 +33,7 @@ import type { ProxySettings } from "./registry/proxy.ts";
 import type { Credentials } from "./registry/registry.ts";
 import { wordingOf } from "./registry/wording.ts";
 import { Selinux } from "./selinux.ts";
-import { makeEngine, Works } from "./works.ts";
+import { engineOf, Works } from "./works.ts";
 
 export interface DaemonOptions {
   readonly config: Config;
@@ -145,6 +145,12 @@ class NodeDaemon implements Daemon {
         changed: ({ live, parked }) => {
           metrics.spoolBytes.set({ state: "live" }, live);
           metrics.spoolBytes.set({ state: "parked" }, parked);
+          // What is parked gives way.
+          metrics.limitsUsed.set({ key: spoolKey }, live);
+        },
+        queue: {
+          waited: (seconds) => metrics.queueWaits.observe({ key: spoolKey }, seconds),
+          queued: (count) => metrics.queueLength.set({ key: spoolKey }, count),
         },
       },
     });
@@ -316,6 +322,7 @@ async function connect({ kubeconfig, node_name: given }: Config["prewarm"]): Pro
 }
 
 const apiMs = 60_000;
+const spoolKey = "content.spool_max_size";
 
 function away(): PullError {
   return new PullError("unavailable", "containerd went away", { temporary: true });
@@ -334,12 +341,4 @@ const runtimeHandlerAnnotation = "io.containerd.cri.runtime-handler";
 function configurationProblem(problems: readonly Problem[]): Delegation {
   const detail = problems.map(({ path, message }) => (path ? `${path}: ${message}` : message)).join("; ");
   return { reason: "configuration", detail };
-}
-
-function engineOf(config: Config): LayerEngine | Delegation {
-  try {
-    return makeEngine(config);
-  } catch (error) {
-    return { reason: "engine", detail: PullError.from(error).message };
-  }
 }

@@ -69,3 +69,19 @@ export function limitsOf(config: Config): PullLimits {
     durable: unpack.durability === "syncfs",
   };
 }
+
+/** What is bounded on this node or for an image, by the configuration's key and in its unit. */
+export function limitsByKey(config: Config): ReadonlyMap<string, number> {
+  const { downloadsMax, downloadsPerImageMax, unpacksMax, unpacksPerImageMax } = limitsOf(config);
+  const { content, download, prewarm } = config;
+  const all: readonly (readonly [string, number | "off"])[] = [
+    ["download.max_concurrent", downloadsMax],
+    ["download.max_concurrent_per_image", downloadsPerImageMax],
+    ["unpack.max_concurrent", unpacksMax],
+    ["unpack.max_concurrent_per_image", unpacksPerImageMax],
+    ["content.spool_max_size", content.spool_max_size],
+    ["download.bandwidth_limit", download.bandwidth_limit],
+    ["prewarm.bandwidth_limit", prewarm.bandwidth_limit],
+  ];
+  return new Map(all.flatMap(([key, most]) => (most === "off" ? [] : [[key, most]])));
+}

@@ -37,9 +37,16 @@ export class Spans {
 /** Milliseconds that were waited, by what for; of work that is done side by side they add up. */
 export class Waits {
   readonly byWhat = new Map<string, number>();
+  readonly #whole: Waits | undefined;
+
+  /** With `whole`, of a part of it: what is added here is added there too. */
+  constructor(whole?: Waits) {
+    this.#whole = whole;
+  }
 
   add(what: string, ms: number): void {
     if (ms > 0) this.byWhat.set(what, (this.byWhat.get(what) ?? 0) + ms);
+    this.#whole?.add(what, ms);
   }
 }
 
@@ -262,6 +269,13 @@ export class ImageTrace {
   /** At the beginning and the end of "layers". */
   before: Vitals | undefined;
   after: Vitals | undefined;
+
+  /** A host has failed that was asked for what is no layer, and was left alone for so long. */
+  failed(host: string, code: string, pausedMs: number): void {
+    const noted = this.hosts.of(host);
+    noted.failed(code);
+    noted.pausedMs += pausedMs;
+  }
 }
 
 export interface PullTraceOptions {

@@ -2,9 +2,12 @@
 
 import type { Config } from "./config.ts";
 import type { Containerd, ContainerdFacts } from "./containerd/containerd.ts";
+import type { Delegation } from "./cri/images.ts";
+import { PullError } from "./errors.ts";
+import { HostLabels, otherHosts } from "./hostlabels.ts";
 import type { LayerEngine } from "./layer/layer.ts";
 import { createEngine } from "./layer/pool.ts";
-import { hostStreamsOf, keepLayersOf, limitsOf, streamsOf, threadsOf } from "./limits.ts";
+import { hostStreamsOf, keepLayersOf, limitsByKey, limitsOf, streamsOf, threadsOf } from "./limits.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { createPuller, type Puller } from "./pull/pull.ts";
@@ -35,12 +38,21 @@ interface Present {
 export class Works {
   readonly #options: WorksOptions;
   readonly #bandwidth: Bandwidth | undefined;
+  readonly #hosts = new HostLabels();
   #present: Present | undefined;
 
   constructor(options: WorksOptions) {
     this.#options = options;
     const { bandwidth_limit: bytesPerSecond } = options.config.download;
     this.#bandwidth = bytesPerSecond === "off" ? undefined : new Bandwidth(bytesPerSecond);
+    const { limits, limitsUsed, queueLength } = options.metrics;
+    for (const [key, most] of limitsByKey(options.config)) {
+      limits.set({ key }, most);
+      // How much of a bandwidth is used is a matter of bytes that have come.
+      if (key.endsWith("bandwidth_limit")) continue;
+      limitsUsed.set({ key }, 0);
+      queueLength.set({ key }, 0);
+    }
   }
 
   get present(): Pick<Present, "wording" | "puller"> | undefined {
@@ -91,7 +103,12 @@ export class Works {
       breaker: { failures: fallback.breaker_failures, resetMs: fallback.breaker_reset },
       proxy,
       events: {
-        bytes: (count) => metrics.downloadedBytes.inc(count),
+        bytes: (count, from) => {
+          metrics.downloadedBytes.inc(count);
+          metrics.receivedBytes.inc({ host: this.#hosts.of(from) }, count);
+        },
+        answered: (from, status, seconds) => this.#answered(this.#hosts.of(from), status, seconds),
+        failed: (from, reason) => metrics.failures.inc({ host: this.#hosts.of(from), reason }),
         retry: (reason) => metrics.retries.inc({ reason }),
         breaker: (host, open) => {
           // No series is left behind: hosts come from references, which anybody may make up.
@@ -106,6 +123,21 @@ export class Works {
         },
       },
     });
+  }
+
+  #answered(host: string, status: number, seconds: number): void {
+    const { requests, failures, firstByteSeconds } = this.#options.metrics;
+    requests.inc({ host, status: `${Math.floor(status / 100)}xx` });
+    firstByteSeconds.observe({ host }, seconds);
+    if (status === 429 || status >= 500) failures.inc({ host, reason: status === 429 ? "429" : "5xx" });
+  }
+
+  #opened(host: string, open: number, most: number): void {
+    // Of several hosts the one that was asked last would overwrite the others.
+    if (host === otherHosts) return;
+    const { openRequests, openRequestsMax } = this.#options.metrics;
+    openRequests.set({ host }, open);
+    openRequestsMax.set({ host }, most);
   }
 
   #makePuller(registry: Registry): Puller {
@@ -123,6 +155,12 @@ export class Works {
         stage: (stage, seconds) => metrics.stageSeconds.observe({ stage }, seconds),
         unpacked: (bytes) => metrics.unpackedBytes.inc(bytes),
         inFlight: (what, count) => metrics.inFlight.set({ what }, count),
+        limits: {
+          waited: (key, seconds) => metrics.queueWaits.observe({ key }, seconds),
+          queued: (key, count) => metrics.queueLength.set({ key }, count),
+          used: (key, count) => metrics.limitsUsed.set({ key }, count),
+          host: (name, open, most) => this.#opened(this.#hosts.of(name), open, most),
+        },
         warn: (error) =>
           log.warn({ code: error.code, detail: error.message }, "clearing up after a pull failed"),
       },
@@ -137,4 +175,13 @@ export function makeEngine(config: Config): LayerEngine {
     threads: threadsOf(config),
     workerFile: new URL("./worker.js", import.meta.url),
   });
+}
+
+/** The engine, or why there is none. */
+export function engineOf(config: Config): LayerEngine | Delegation {
+  try {
+    return makeEngine(config);
+  } catch (error) {
+    return { reason: "engine", detail: PullError.from(error).message };
+  }
 }

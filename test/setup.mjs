@@ -23,6 +23,7 @@ const packages = [
   "docker-registry",
   "pigz",
   "apache2-utils",
+  "prometheus",
   // What test images are made of and looked at with.
   "busybox-static",
   "attr",

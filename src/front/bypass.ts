@@ -4,16 +4,19 @@
 import { type ServiceError, status } from "@grpc/grpc-js";
 import type { Config } from "../config.ts";
 import type { Bypassed } from "../cri/failover.ts";
+import { PullError } from "../errors.ts";
 import { makeExporter } from "../exporting.ts";
 import type { Exporter } from "../history/exporter.ts";
 import { History } from "../history/history.ts";
 import type { Outcome, PullRecord } from "../history/record.ts";
 import type { Store } from "../history/store.ts";
 import type { Log } from "../log.ts";
+import type { Metrics } from "../metrics.ts";
 
 export interface BypassOptions {
   readonly config: Config;
   readonly log: Log;
+  readonly metrics: Metrics;
   readonly version: string;
   readonly store: Store;
 }
@@ -25,12 +28,15 @@ export class Bypass {
   #exporter: Promise<Exporter> | undefined;
 
   constructor(options: BypassOptions) {
-    const { store, log } = options;
+    const { store, log, metrics } = options;
     this.#options = options;
     this.history = new History({
       store,
       exported: (record) => void this.#export(record),
-      failed: (error) => log.warn({ detail: String(error) }, "a pull's trace could not be kept"),
+      failed: (error) => {
+        metrics.tracesLost.inc();
+        log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept");
+      },
     });
   }
 

@@ -86,7 +86,7 @@ export class Front {
       changed: (puller) => this.#pullerChanged(puller),
     });
     this.#store = new Store(`${config.admin.state_dir}/pulls`, config.trace.keep);
-    this.#bypass = new Bypass({ config, log: options.log, version: options.version, store: this.#store });
+    this.#bypass = new Bypass({ ...options, store: this.#store });
     const pulls = new Pulls(this.#pullers, this.#bypass.history, this.#store);
     this.#views = { pulls, events: new Events() };
     this.#ports = new Ports(
@@ -246,9 +246,11 @@ export class Front {
 
   #pullerChanged(puller: Puller): void {
     const { state, pid } = puller;
-    const { log } = this.#options;
-    if (state.kind === "ended" && !this.#leaving.signal.aborted && !puller.isLeaving)
+    const { log, metrics } = this.#options;
+    if (state.kind === "ended" && !this.#leaving.signal.aborted && !puller.isLeaving) {
+      metrics.pullerEnds.inc();
       log.warn({ pid, how: state.how }, "the process that pulls ended; containerd pulls until it is back");
+    }
     this.#tellSite();
   }
 

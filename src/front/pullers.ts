@@ -86,8 +86,9 @@ export class Pullers {
     await Promise.race([puller.over, sleep(letGoMsMax, undefined, { ref: false })]);
   }
 
+  /** Of each process, the newest first. */
   async metrics(): Promise<readonly (readonly MetricValues[])[]> {
-    return await Promise.all(this.all.map(async (puller) => await puller.metrics()));
+    return await Promise.all(this.all.toReversed().map(async (puller) => await puller.metrics()));
   }
 
   /** Ends all of them for good, and starts none any more. */

@@ -7,20 +7,23 @@
 import { waitedFor } from "../trace.ts";
 import type { LayerRecord, MachineRecord, PullRecord, SpanRecord } from "./record.ts";
 
-export type Cause =
+export const causes = [
   /** Its answers: resolving, first bytes, failures. */
-  | "registry"
+  "registry",
   /** Bytes on their way. */
-  | "network"
-  | "cpu"
-  | "disk"
-  | "containerd"
+  "network",
+  "cpu",
+  "disk",
+  "containerd",
   /** A limit of ours, that somebody has set. */
-  | "limit"
+  "limit",
   /** Pulls that somebody waits for, behind which this one came. */
-  | "others"
+  "others",
   /** What is left. */
-  | "hawser";
+  "hawser",
+] as const;
+
+export type Cause = (typeof causes)[number];
 
 export interface Part {
   readonly cause: Cause;
@@ -267,7 +270,7 @@ function waitParts(waits: Readonly<Record<string, number>>, withCores = true): r
 /** In the same proportion, but so much in all. */
 function scaled(parts: readonly Part[], seconds: number): readonly Part[] {
   const all = sum(parts, (part) => part.seconds);
-  return all > 0 ? parts.map((part) => ({ ...part, seconds: (part.seconds * seconds) / all })) : [];
+  return all > 0 ? parts.map((part) => ({ ...part, seconds: (part.seconds / all) * seconds })) : [];
 }
 
 function last({ spans }: LayerRecord, name: string): SpanRecord | undefined {

@@ -139,7 +139,7 @@ export function progressOf({ layers }: PullRecord): {
   readonly doneBytes: number;
   readonly bytesPerSecond: number;
 } {
-  const blobs = [...new Map(layers.map((layer) => [layer.digest, layer])).values()];
+  const blobs = blobsOf(layers);
   const sum = (of: (layer: LayerRecord) => number): number =>
     blobs.reduce((total, layer) => total + of(layer), 0);
   return {
@@ -147,6 +147,16 @@ export function progressOf({ layers }: PullRecord): {
     doneBytes: sum(({ bytes, presentBytes, receivedBytes }) => Math.min(bytes, presentBytes + receivedBytes)),
     bytesPerSecond: sum(({ bytesPerSecond }) => bytesPerSecond),
   };
+}
+
+/** Bytes that came from registries while it went on. */
+export function fetchedBytesOf({ layers }: PullRecord): number {
+  return blobsOf(layers).reduce((total, { receivedBytes }) => total + receivedBytes, 0);
+}
+
+/** Layers of one blob are fetched once. */
+function blobsOf(layers: readonly LayerRecord[]): readonly LayerRecord[] {
+  return [...new Map(layers.map((layer) => [layer.digest, layer])).values()];
 }
 
 /** Until all bytes have come, at the rate of now; undefined where nothing comes or nothing is missing. */

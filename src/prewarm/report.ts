@@ -71,7 +71,7 @@ export function eventsFor(log: Log, metrics: Metrics): PrewarmEvents {
         ({ condition, sources }) => sources.size > 0 && condition.kind !== "warm",
       );
       const oldestMs = waiting.reduce((least, { addedMs }) => Math.min(least, addedMs), Date.now());
-      metrics.prewarmAge.set((Date.now() - oldestMs) / 1000);
+      metrics.prewarmAge.since(waiting.length > 0 ? oldestMs : undefined);
     },
   };
 }

@@ -15,6 +15,14 @@ export interface Limit {
   readonly max: number;
 }
 
+/** What those who wait come to, by what they are noted to wait for. */
+export interface QueueEvents {
+  /** One of them has waited for so long, and does not any more. */
+  waited(key: string, seconds: number): void;
+  /** So many of them wait now. */
+  queued(key: string, count: number): void;
+}
+
 /** What was granted, until it is disposed of. */
 export interface Permit extends Disposable {
   /** Gives up the count under one of its names ahead of the rest, for good. */
@@ -34,6 +42,17 @@ export class Permits {
   readonly #out = new Map<string, number>();
   /** Ordered by urgency, then by arrival. */
   readonly #waiters: Waiter[] = [];
+  readonly #queued = new Map<string, number>();
+  readonly #events: QueueEvents | undefined;
+
+  constructor(events?: QueueEvents) {
+    this.#events = events;
+  }
+
+  /** Most permits that are out under any one of these names. */
+  most(isMeant: (name: string) => boolean): number {
+    return [...this.#out].reduce((most, [name, count]) => (isMeant(name) ? Math.max(most, count) : most), 0);
+  }
 
   /** Permits that are out under this name. */
   count(name: string): number {
@@ -58,7 +77,7 @@ export class Permits {
     return await new Promise<Permit>((resolve, reject) => {
       const onAbort = (): void => {
         this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
-        note(waiter, undefined);
+        this.#note(waiter, undefined);
         reject(abortError(signal));
       };
       const grant = (permit: Permit): void => {
@@ -83,7 +102,7 @@ export class Permits {
       const waiter = this.#waiters[index];
       if (waiter === undefined) return;
       const full = waiter.limits.find((limit) => this.count(limit.name) >= limit.max);
-      note(waiter, full && (full.key ?? full.name));
+      this.#note(waiter, full && (full.key ?? full.name));
       if (full === undefined) {
         this.#waiters.splice(index, 1);
         waiter.grant(this.#take(waiter.limits));
@@ -110,12 +129,25 @@ export class Permits {
       [Symbol.dispose]: () => giveBack([...held]),
     };
   }
-}
 
-/** Counts what was waited for until now, and remembers what is waited for from now on. */
-function note(waiter: Waiter, key: string | undefined): void {
-  if (waiter.full?.key === key) return;
-  const now = performance.now();
-  if (waiter.full) waiter.waits.add(waiter.full.key, now - waiter.full.sinceMs);
-  waiter.full = key === undefined ? undefined : { key, sinceMs: now };
+  /** Counts what was waited for until now, and remembers what is waited for from now on. */
+  #note(waiter: Waiter, key: string | undefined): void {
+    if (waiter.full?.key === key) return;
+    const now = performance.now();
+    if (waiter.full) {
+      const waitedMs = now - waiter.full.sinceMs;
+      waiter.waits.add(waiter.full.key, waitedMs);
+      this.#count(waiter.full.key, -1);
+      this.#events?.waited(waiter.full.key, waitedMs / 1000);
+    }
+    if (key !== undefined) this.#count(key, 1);
+    waiter.full = key === undefined ? undefined : { key, sinceMs: now };
+  }
+
+  #count(key: string, change: number): void {
+    const count = (this.#queued.get(key) ?? 0) + change;
+    if (count === 0) this.#queued.delete(key);
+    else this.#queued.set(key, count);
+    this.#events?.queued(key, count);
+  }
 }

@@ -20,6 +20,7 @@ import { Memory } from "./presence.ts";
 import { type Share, Sharing } from "./sharing.ts";
 import type { Site } from "./site.ts";
 import type { Volume } from "./space.ts";
+import type { LimitEvents } from "./turns.ts";
 import { Work } from "./work.ts";
 
 /** Up to "register" they come one behind another, once a pull; the others belong to "layers", once a layer each. */
@@ -30,6 +31,8 @@ export interface PullEvents {
   stage(stage: Stage, seconds: number): void;
   unpacked(bytes: number): void;
   inFlight(what: "downloads" | "unpacks", count: number): void;
+  /** Absent: nobody wants to know. */
+  readonly limits?: LimitEvents;
   /** Something failed after the answer was given: kept layers that could not be adopted, a lease not deleted. */
   warn(error: PullError): void;
 }
@@ -293,11 +296,7 @@ class NodePuller implements Puller {
         containerd,
         repository:
           given?.repository ??
-          registry.repository(reference, credentials, (host, code, pausedMs) => {
-            const noted = trace.hosts.of(host);
-            noted.failed(code);
-            noted.pausedMs += pausedMs;
-          }),
+          registry.repository(reference, credentials, (...failure) => trace.failed(...failure)),
         work: this.#work,
         demand,
         ahead,

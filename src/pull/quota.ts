@@ -19,14 +19,24 @@ interface Offer {
   readonly urgency: number;
 }
 
+/** What its queue comes to. */
+export interface QuotaEvents {
+  /** Somebody had to wait for so long, and does not any more. */
+  waited(seconds: number): void;
+  /** So many wait now. */
+  queued(count: number): void;
+}
+
 export class Quota {
   readonly #bytesMax: number;
+  readonly #events: QuotaEvents | undefined;
   #reservedBytes = 0;
   readonly #waiters: Waiter[] = [];
   readonly #offers = new Set<Offer>();
 
-  constructor(bytesMax: number) {
+  constructor(bytesMax: number, events?: QuotaEvents) {
     this.#bytesMax = bytesMax;
+    this.#events = events;
   }
 
   get reservedBytes(): number {
@@ -42,20 +52,31 @@ export class Quota {
   async reserve(bytes: number, urgency: Urgency, signal: AbortSignal): Promise<Disposable> {
     throwIfAborted(signal);
     return await new Promise<Disposable>((resolve, reject) => {
+      let sinceMs: number | undefined;
+      const left = (): void => {
+        if (sinceMs === undefined) return;
+        this.#events?.queued(this.#waiters.length);
+        this.#events?.waited((performance.now() - sinceMs) / 1000);
+      };
       const onAbort = (): void => {
         this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        left();
         reject(abortError(signal));
         this.#grantWhatFits();
       };
       const grant = (): void => {
         signal.removeEventListener("abort", onAbort);
         this.#reservedBytes += bytes;
+        left();
         resolve(this.#reservation(bytes));
       };
       const waiter: Waiter = { bytes, urgency, grant };
       signal.addEventListener("abort", onAbort, { once: true });
       enqueue(this.#waiters, waiter);
       this.#grantWhatFits();
+      if (!this.#waiters.includes(waiter)) return;
+      sinceMs = performance.now();
+      this.#events?.queued(this.#waiters.length);
     });
   }
 

@@ -15,7 +15,7 @@ import { type Digest, hexOf } from "../oci/digest.ts";
 import { mergeRanges, Spool } from "../spool.ts";
 import type { Spans } from "../trace.ts";
 import { Journal, type Keep, type Recorded, readBootId, readJournal } from "./journal.ts";
-import { Quota } from "./quota.ts";
+import { Quota, type QuotaEvents } from "./quota.ts";
 import {
   hasBytes,
   isJournal,
@@ -42,6 +42,7 @@ export interface SpoolsOptions {
   readonly deferred: () => void;
   /** Told how many bytes are reserved and parked, on each change. */
   readonly changed: (bytes: { readonly live: number; readonly parked: number }) => void;
+  readonly queue?: QuotaEvents;
 }
 
 const tidyEveryMs = 60_000;
@@ -62,7 +63,7 @@ export class Spools implements AsyncDisposable {
   private constructor(options: SpoolsOptions, boot: string) {
     this.#options = options;
     this.#boot = boot;
-    this.#quota = new Quota(options.limits.bytesMax);
+    this.#quota = new Quota(options.limits.bytesMax, options.queue);
     this.#timer = setInterval(() => void this.tidy().catch(() => {}), tidyEveryMs).unref();
   }
 

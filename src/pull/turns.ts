@@ -7,8 +7,8 @@ import type { Demand } from "../demand.ts";
 import { throwIfAborted } from "../errors.ts";
 import { Bandwidth } from "../registry/bandwidth.ts";
 import type { RequestPermit, RequestPermits, Yielding } from "../registry/registry.ts";
-import { type BlobTrace, type Waits, waitedFor } from "../trace.ts";
-import { type Limit, type Permit, Permits } from "./permits.ts";
+import { type BlobTrace, Waits, waitedFor } from "../trace.ts";
+import { type Limit, type Permit, Permits, type QueueEvents } from "./permits.ts";
 import { type Claim, Precedence } from "./precedence.ts";
 import type { PullLimits } from "./pull.ts";
 import { Tuning } from "./tuning.ts";
@@ -19,7 +19,17 @@ export const aheadUrgency = 1e6;
 /** References name hosts, and anybody may make those up. */
 const tuningsMax = 256;
 
+/** What the limits come to. Their keys are those of the configuration; what is waited for may also be a word of {@link waitedFor}. */
+export interface LimitEvents extends QueueEvents {
+  /** So much of it is in use: of one that counts for each image by itself, by the one that uses most. */
+  used(key: string, count: number): void;
+  /** So many requests are open to a host (host:port), and so many may be. */
+  host(host: string, open: number, most: number): void;
+}
+
 export interface TurnEvents {
+  /** Absent: nobody wants to know. */
+  readonly limits?: LimitEvents | undefined;
   readonly inFlight: (what: "downloads" | "unpacks", count: number) => void;
   /** Unpacking that nobody waits for is to pause, or to go on. */
   readonly pause: (isPaused: boolean) => void;
@@ -44,7 +54,7 @@ interface TunedHost {
 export class Turns {
   readonly #limits: PullLimits;
   readonly #events: TurnEvents;
-  readonly #permits = new Permits();
+  readonly #permits: Permits;
   readonly #precedence: Precedence;
   /** Of what is fetched ahead of need, beside that of all. */
   readonly #aheadBandwidth: Bandwidth | undefined;
@@ -54,6 +64,7 @@ export class Turns {
   constructor(limits: PullLimits, events: TurnEvents) {
     this.#limits = limits;
     this.#events = events;
+    this.#permits = new Permits(events.limits);
     const { bytesPerSecond } = limits.ahead;
     this.#aheadBandwidth = bytesPerSecond === undefined ? undefined : new Bandwidth(bytesPerSecond);
     this.#precedence = new Precedence(limits.cores, {
@@ -112,10 +123,15 @@ export class Turns {
     const { limitOf, tuning } = this.#tuningOf(host);
     // Counted apart: whoever keeps back may hold what it has, and nobody who is awaited waits for it.
     const apart = demand.isAwaited ? "" : " ahead";
-    const limits = [...this.#requestLimits(asking, apart), limitOf(apart)];
+    const ofHost = limitOf(apart);
+    const limits = [...this.#requestLimits(asking, apart), ofHost];
     const permit = await this.#permit("downloads", limits, asking, trace.waits, signal);
+    const told = (): void => this.#events.limits?.host(host, this.#openTo(host), ofHost.max);
+    told();
     const request = demand.isAwaited ? undefined : this.#precedence.request(demand);
     const noted = trace.request(host);
+    // Between the parts of its body, which are too many to be told one by one.
+    const waits = new Waits(trace.waits);
     return {
       // The host's and the image's own limits still count it.
       slow: () => permit.lend(`downloads${apart}`),
@@ -127,16 +143,25 @@ export class Turns {
         noted.received(bytes);
         if (tuning?.received(bytes)) this.#permits.review();
       },
-      throttled: (ms) => trace.waits.add("download.bandwidth_limit", ms),
+      throttled: (ms) => waits.add("download.bandwidth_limit", ms),
       troubled: () => tuning?.troubled(),
       failed: (code) => noted.failed(code),
-      ...(request && { yielding: this.#yielding(request.signal, demand, trace.waits) }),
+      ...(request && { yielding: this.#yielding(request.signal, demand, waits) }),
       [Symbol.dispose]: () => {
         noted[Symbol.dispose]();
         request?.[Symbol.dispose]();
         permit[Symbol.dispose]();
+        told();
+        for (const [key, ms] of waits.byWhat) this.#events.limits?.waited(key, ms / 1000);
       },
     };
+  }
+
+  #openTo(host: string): number {
+    return ["", " ahead"].reduce(
+      (sum, apart) => sum + this.#permits.count(`downloads${apart} from ${host}`),
+      0,
+    );
   }
 
   /** Besides the host's own. */
@@ -218,6 +243,16 @@ export class Turns {
     return { limitOf, tuning };
   }
 
+  #reportUse(what: "downloads" | "unpacks"): void {
+    const { limits } = this.#events;
+    if (!limits) return;
+    for (const [key, pattern] of usesOf[what])
+      limits.used(
+        key,
+        this.#permits.most((name) => pattern.test(name)),
+      );
+  }
+
   async #permit(
     what: "downloads" | "unpacks",
     limits: readonly Limit[],
@@ -227,8 +262,9 @@ export class Turns {
   ): Promise<Permit> {
     const permit = await this.#permits.acquire(limits, urgencyOf(index, demand), signal, waits);
     const report = (): void => {
-      const count = this.#permits.count(what) + this.#permits.count(`${what} ahead`);
-      this.#events.inFlight(what, count);
+      const [awaited, ahead] = [this.#permits.count(what), this.#permits.count(`${what} ahead`)];
+      this.#events.inFlight(what, awaited + ahead);
+      this.#reportUse(what);
     };
     report();
     return {
@@ -243,6 +279,18 @@ export class Turns {
     };
   }
 }
+
+/** Each limit counts what is awaited and what is ahead of need apart; the image comes last in a name. */
+const usesOf = {
+  downloads: [
+    ["download.max_concurrent", /^downloads(?: ahead)?$/],
+    ["download.max_concurrent_per_image", /^downloads(?: ahead)? of /],
+  ],
+  unpacks: [
+    ["unpack.max_concurrent", /^unpacks(?: ahead)?$/],
+    ["unpack.max_concurrent_per_image", /^unpacks of /],
+  ],
+} as const;
 
 /** As it is now, and as it will be once it is awaited. */
 export function urgencyOf(index: number, demand: Demand): { readonly value: number } {

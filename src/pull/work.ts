@@ -63,6 +63,7 @@ export class Work {
     this.#turns = new Turns(limits, {
       inFlight: (what, count) => events.inFlight(what, count),
       pause: (isPaused) => engine.pause(isPaused),
+      limits: events.limits,
     });
   }
 

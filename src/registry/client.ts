@@ -9,7 +9,7 @@ import { Health } from "./health.ts";
 import { hostsOf } from "./hosts.ts";
 import { realTiming, type Timing } from "./patience.ts";
 import type { ProxySettings } from "./proxy.ts";
-import type { AskingFailed, Credentials, Registry, Repository } from "./registry.ts";
+import type { AskingFailed, Credentials, HostEvents, Registry, Repository } from "./registry.ts";
 import { HttpRepository } from "./repository.ts";
 import { Requester } from "./request.ts";
 import type { Wording } from "./wording.ts";
@@ -39,9 +39,9 @@ export interface RegistryOptions {
   readonly timing?: Timing;
 }
 
-interface RegistryEvents {
-  /** Bytes of blobs came in. */
-  bytes(count: number): void;
+interface RegistryEvents extends Partial<HostEvents> {
+  /** Bytes of blobs came in, from this host (host:port). */
+  bytes(count: number, host: string): void;
   /** A request is about to be tried again, after this error code. */
   retry(reason: string): void;
   /** A host is not asked any more, or is asked again. */
@@ -58,12 +58,18 @@ class HttpRegistry implements Registry {
   readonly #tokens: TokenCache;
   readonly #health: Health;
   readonly #connections: Connections;
+  readonly #hostEvents: HostEvents;
 
   constructor(options: RegistryOptions) {
     this.#options = options;
     this.#timing = options.timing ?? realTiming;
     this.#tokens = new TokenCache(() => this.#timing.now());
     this.#connections = new Connections(options);
+    const { events } = options;
+    this.#hostEvents = {
+      answered: (host, status, seconds) => events.answered?.(host, status, seconds),
+      failed: (host, code) => events.failed?.(host, code),
+    };
     this.#health = new Health({
       ...options.breaker,
       changed: (host, open) => options.events.breaker(host, open),
@@ -104,6 +110,7 @@ class HttpRegistry implements Registry {
         progressTimeoutMs,
         timing: this.#timing,
         wording: this.#options.wording,
+        events: this.#hostEvents,
       });
     });
     return await Promise.all(making);

@@ -36,7 +36,8 @@ export interface DownloadOptions {
   readonly hasOther: boolean;
   readonly timing: Timing;
   readonly bandwidth: Bandwidth | undefined;
-  readonly received: (bytes: number) => void;
+  /** Is told which host (host:port) they came from. */
+  readonly received: (bytes: number, from: string) => void;
   readonly retried: (error: PullError) => void;
 }
 
@@ -228,7 +229,7 @@ export class Download {
     // What arrived before a break is good: it need not be asked for again.
     const parts = requester.parts(response, signal);
     for (let part = await parts.next(); part; part = await parts.next()) {
-      received(part.length);
+      received(part.length, response.url.host);
       if (!writer.push(part)) break;
       const throttledMs = (await bandwidth?.pay(part.length, signal)) ?? 0;
       await told(part.length, throttledMs, range.start === range.end && more === undefined);

@@ -68,6 +68,14 @@ export interface RequestPermits {
   paused(host: string, ms: number): void;
 }
 
+/** What becomes of every request, whatever it asks for; tokens and each step of a redirect included. */
+export interface HostEvents {
+  /** A host (host:port) has answered: the head of its answer came so long after the request was begun. */
+  answered(host: string, status: number, seconds: number): void;
+  /** It did not, or its answer broke off: with the code of the error. */
+  failed(host: string, code: string): void;
+}
+
 export interface Resolved {
   readonly descriptor: Descriptor;
   /** The manifest's or index's bytes when they came with the answer, verified; absent after a HEAD. */

@@ -30,7 +30,7 @@ export interface RepositoryOptions {
   readonly retries: number;
   readonly bandwidth?: Bandwidth | undefined;
   readonly fallbackAfterMs: number;
-  readonly events: { bytes(count: number): void; retry(reason: string): void };
+  readonly events: { bytes(count: number, host: string): void; retry(reason: string): void };
   readonly failed?: AskingFailed | undefined;
 }
 
@@ -129,7 +129,7 @@ export class HttpRepository implements Repository {
           hasOther,
           timing,
           bandwidth,
-          received: (count) => events.bytes(count),
+          received: (count, from) => events.bytes(count, from),
           retried: (error) => events.retry(error.code),
         });
         await download.run(signal);

@@ -20,7 +20,8 @@ import type { Route } from "./connections.ts";
 import { plain, transportError } from "./failure.ts";
 import type { Host } from "./hosts.ts";
 import { retryAfterMs, StatusError, type Timing } from "./patience.ts";
-import type { Credentials } from "./registry.ts";
+import { isRedirect, redirected, redirectsMax, redirectTarget } from "./redirects.ts";
+import type { Credentials, HostEvents } from "./registry.ts";
 import type { Wording } from "./wording.ts";
 
 interface Answer {
@@ -67,6 +68,8 @@ export interface RequesterOptions {
   readonly progressTimeoutMs: number;
   readonly timing: Timing;
   readonly wording: Wording;
+  /** Absent: nobody wants to know. */
+  readonly events?: HostEvents | undefined;
 }
 
 interface Exchange {
@@ -76,10 +79,8 @@ interface Exchange {
   readonly isBulk?: boolean;
 }
 
-const redirectsMax = 10;
 const tokenBodyBytesMax = 256 * 1024;
 const probeTimeoutMs = 10_000;
-const redirectStatuses = new Set([301, 302, 303, 307, 308]);
 
 /** One repository at one host, as one caller sees it. */
 export class Requester {
@@ -138,15 +139,23 @@ export class Requester {
   /** The body's parts, each good until the next one. Every failure is a PullError; `slow` when next to nothing comes. */
   parts({ body, url }: Pick<Response, "body" | "url">, signal: AbortSignal): Parts {
     const paced = new PacedBody(body, this.#options.progressTimeoutMs);
+    const failed = (error: unknown): PullError => this.#failure(error, url, signal);
     return {
       async next() {
         try {
           return await paced.next();
         } catch (error) {
-          throw transportError(error, url, signal);
+          throw failed(error);
         }
       },
     };
+  }
+
+  /** Whoever goes away has not been failed by the host. */
+  #failure(error: unknown, url: URL, signal: AbortSignal): PullError {
+    const failure = transportError(error, url, signal);
+    if (failure.code !== "cancelled") this.#options.events?.failed(url.host, failure.code);
+    return failure;
   }
 
   /** Settles when the host answers, and rejects when it does not or has trouble of its own (5xx). */
@@ -233,7 +242,7 @@ export class Requester {
       const { method, isBulk = false } = init;
       const askedMs = performance.now();
       const answer = await this.#exchange(url, { method, headers, isBulk }, signal);
-      if (!redirectStatuses.has(answer.status)) return { ...answer, url, askedMs, path: init.path };
+      if (!isRedirect(answer.status)) return { ...answer, url, askedMs, path: init.path };
       await discard(answer.body);
       url = redirectTarget(url, answer.headers["location"]);
     }
@@ -248,7 +257,7 @@ export class Requester {
       const own = this.#isOwn(url) ? host.headers : {};
       const headers = { "user-agent": userAgent, ...own, ...asked.headers };
       const { status, body, headers: told } = await this.#exchange(url, { ...asked, headers }, signal);
-      if (!redirectStatuses.has(status)) {
+      if (!isRedirect(status)) {
         const unexpected = wording.token(asked.method, url, status);
         return { status, unexpected, body: await this.#readToken(body, url, signal) };
       }
@@ -277,7 +286,8 @@ export class Requester {
 
   /** undici's own timeouts begin anew with each informational answer (1xx), so a flood of them needs another clock. */
   async #exchange(url: URL, init: Exchange, caller: AbortSignal): Promise<Answer> {
-    const { route, answerTimeoutMs } = this.#options;
+    const { answerTimeoutMs, events } = this.#options;
+    const began = performance.now();
     const late = new AbortController();
     const why = `${plain(url)}: no answer within ${answerTimeoutMs} ms`;
     const timer = setTimeout(
@@ -286,18 +296,24 @@ export class Requester {
     );
     const signal = AbortSignal.any([caller, late.signal]);
     try {
-      const { isBulk, ...asked } = init;
-      const bulk = isBulk ? await route.get(url, init.headers, signal) : undefined;
-      if (bulk) return bulk;
-      // Not even a HEAD costs its connection, as undici would have it: who answers one with a body loses it by that.
-      const options = { ...asked, reset: false, dispatcher: route, signal };
-      const { statusCode, headers, body } = await send(url, options);
-      return { status: statusCode, headers: joined(headers), body: bodyOf(body) };
+      const answer = await this.#dispatch(url, init, signal);
+      events?.answered(url.host, answer.status, (performance.now() - began) / 1000);
+      return answer;
     } catch (error) {
-      throw transportError(error, url, signal);
+      throw this.#failure(error, url, signal);
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  async #dispatch(url: URL, { isBulk, ...asked }: Exchange, signal: AbortSignal): Promise<Answer> {
+    const { route } = this.#options;
+    const bulk = isBulk ? await route.get(url, asked.headers, signal) : undefined;
+    if (bulk) return bulk;
+    // Not even a HEAD costs its connection, as undici would have it: who answers one with a body loses it by that.
+    const options = { ...asked, reset: false, dispatcher: route, signal };
+    const { statusCode, headers, body } = await send(url, options);
+    return { status: statusCode, headers: joined(headers), body: bodyOf(body) };
   }
 
   /** containerd's words for a registry that refuses what it was shown (reference 6.4). */
@@ -319,17 +335,6 @@ export class Requester {
   }
 }
 
-/** As browsers and Go do it: 307 and 308 repeat a POST, the others make it a GET. */
-function redirected(init: TokenRequestInit, status: number, isSameOrigin: boolean): TokenRequestInit {
-  const { authorization: _secret, ...others } = init.headers;
-  const headers = isSameOrigin ? init.headers : others;
-  if (init.method === "GET") return { ...init, headers };
-  if (status !== 307 && status !== 308) return { method: "GET", headers: {} };
-  if (!isSameOrigin)
-    throw new PullError("unavailable", "the token endpoint redirects a POST to another host");
-  return init;
-}
-
 async function takeChallenge(response: Response): Promise<string> {
   await discard(response.body);
   return response.headers["www-authenticate"] ?? "";
@@ -338,15 +343,4 @@ async function takeChallenge(response: Response): Promise<string> {
 function joined(headers: Dispatcher.ResponseData["headers"]): Answer["headers"] {
   const entries = Object.entries(headers);
   return Object.fromEntries(entries.map(([name, value]) => [name, [value].flat().join(", ")]));
-}
-
-function redirectTarget(from: URL, location: string | undefined): URL {
-  if (location === undefined || !URL.canParse(location, from.href)) {
-    throw new PullError("unavailable", `${plain(from)} redirects nowhere`);
-  }
-  const url = new URL(location, from);
-  if (url.protocol !== "https:" && url.protocol !== "http:") {
-    throw new PullError("unavailable", `${plain(from)} redirects to something that is not http`);
-  }
-  return url;
 }

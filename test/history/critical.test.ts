@@ -334,8 +334,8 @@ test("whatever a record says, the parts add up to the pull's time, and none is n
     }),
     { maxLength: 6 },
   );
-  const part = fc.double({ min: 0, max: 1, noNaN: true });
-  const machine = fc.record({ coresBusy: part, mainBusy: part, mainOnCore: part, mainQueued: part });
+  const share = fc.double({ min: 0, max: 1, noNaN: true });
+  const machine = fc.record({ coresBusy: share, mainBusy: share, mainOnCore: share, mainQueued: share });
   const end = fc.double({ min: 0.1, max: 20, noNaN: true });
   fc.assert(
     fc.property(layers, end, end, machine, (made, start, seconds, busy) => {

@@ -31,9 +31,9 @@ test("every metric has Hawser's prefix, a sentence and a documented name", async
   expect(own).toHaveLength(Object.keys(metrics).length);
   for (const { name, help, type } of own) {
     expect(help, name).toMatch(/^\S.{10,}[^.]$/);
-    // Prometheus' naming: counters end in _total, and times are in seconds.
+    // Prometheus' naming: counters end in _total, and units come last; one is named as containerd names its own.
     expect(name.endsWith("_total"), name).toBe(String(type) === "counter");
-    if (String(type) === "histogram") expect(name).toMatch(/_seconds$/);
+    if (String(type) === "histogram") expect(name).toMatch(/_(?:seconds|bytes|mibps)$/);
   }
 });
 

@@ -117,3 +117,29 @@ test("what is lent serves whoever waits for that name alone, and is given back o
   (await other)[Symbol.dispose]();
   expect([permits.count("node"), permits.count("slow host")]).toEqual([0, 0]);
 });
+
+test("who waits is told while it waits, and for how long once it does not, whether it was granted or went away", async () => {
+  const queue: string[] = [];
+  const waits: (readonly [string, number])[] = [];
+  const permits = new Permits({
+    queued: (key, count) => void queue.push(`${key} ${count}`),
+    waited: (key, seconds) => void waits.push([key, seconds]),
+  });
+  const limits = [{ name: "downloads of image 7", key: "download.max_concurrent_per_image", max: 1 }];
+  const first = await permits.acquire(limits, 0, never);
+  expect(queue).toEqual([]);
+  const went = new AbortController();
+  const second = permits.acquire(limits, 0, never);
+  const third = permits.acquire(limits, 0, went.signal);
+  await settle();
+  expect(permits.most((name) => name.startsWith("downloads of "))).toBe(1);
+  expect(permits.most((name) => name.startsWith("unpacks"))).toBe(0);
+  went.abort();
+  await expect(third).rejects.toThrow(PullError);
+  first[Symbol.dispose]();
+  (await second)[Symbol.dispose]();
+  const key = "download.max_concurrent_per_image";
+  expect(queue).toEqual([`${key} 1`, `${key} 2`, `${key} 1`, `${key} 0`]);
+  expect(waits.map(([what]) => what)).toEqual([key, key]);
+  for (const [, seconds] of waits) expect(seconds).toBeGreaterThan(0);
+});

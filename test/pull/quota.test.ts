@@ -108,3 +108,25 @@ test("offers that are meant for the more urgent are taken up for those alone, an
   await waiting;
   expect(granted).toEqual(["ahead", "raised"]);
 });
+
+test("who has to wait is told, and for how long; who does not, is not", async () => {
+  const lengths: number[] = [];
+  const waits: number[] = [];
+  const quota = new Quota(10, {
+    queued: (count) => void lengths.push(count),
+    waited: (seconds) => void waits.push(seconds),
+  });
+  const { ask, release } = queue(quota);
+  const went = new AbortController();
+  await ask("a", 6);
+  expect(lengths).toEqual([]);
+  const [large, small] = [ask("large", 9, 0, went.signal), ask("small", 5)];
+  expect(lengths).toEqual([1, 2]);
+  went.abort();
+  await expect(large).rejects.toThrow(/cancel/);
+  release("a");
+  await small;
+  expect(lengths).toEqual([1, 2, 1, 0]);
+  expect(waits).toHaveLength(2);
+  for (const seconds of waits) expect(seconds).toBeGreaterThan(0);
+});
