@@ -32,6 +32,8 @@ export class Events {
   /** Tells it until it goes away, beginning at once; false where there are too many. */
   follow(response: ServerResponse, tell: Telling): boolean {
     if (this.#followers.size >= followersMax) return false;
+    // It went away before there was anything to tell, and does not say so again.
+    if (response.destroyed) return true;
     response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });
     response.flushHeaders();
     const follower = { response, tell, told: "" };

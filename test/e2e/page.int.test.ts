@@ -108,13 +108,24 @@ test("one pull's page follows it to its end", async () => {
   fake.behave = ({ path }) => (path.endsWith(last) ? { after: 500_000, afterwards: half.opened } : undefined);
   const pulling = hawser.cri.mustPull(image.reference);
   const seen = await open("/");
-  await seen.page.getByRole("link", { name: image.reference }).click();
+  // As long as a hand needs, in which the page changes.
+  await seen.page.getByRole("link", { name: image.reference }).click({ delay: 1000 });
   await seen.page.getByText(/^goes on, after/).waitFor();
   await seen.page.getByText(/1\.5 MB of 2\.0 MB at .*\/s, .* left$/).waitFor();
   half.open();
   await pulling;
   await seen.page.getByText(/^ended: ok, after/).waitFor();
   mustBeContent(seen);
+});
+
+test("on a narrow page, the chart is as large as it is to be read", async () => {
+  const image = put(1);
+  await hawser.cri.mustPull(image.reference);
+  const { page } = await open("/pull/latest");
+  await page.setViewportSize({ width: 390, height: 800 });
+  const chart = await page.getByRole("img", { name: /^Waterfall of the pull/ }).boundingBox();
+  expect(chart?.width).toBeGreaterThan(600);
+  expect(await page.evaluate<number>("document.documentElement.scrollWidth")).toBeLessThanOrEqual(390);
 });
 
 test("names that are markup are text", async () => {
