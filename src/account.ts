@@ -1,6 +1,6 @@
 // The account that the daemon gives of its pulls: each is counted, logged in a line, and kept with its trace.
 //
-// Nothing here decides anything about a pull. What is told of one is told behind its answer.
+// Nothing here decides anything about a pull, or can fail one.
 
 import type { Metadata } from "@grpc/grpc-js";
 import type { Config } from "./config.ts";
@@ -42,7 +42,7 @@ export class Account {
     this.#exporter = endpoint === "off" ? undefined : makeExporter({ ...options, endpoint });
     this.#history = new History({
       store: new Store(`${config.admin.state_dir}/pulls`, config.trace.keep),
-      exported: (record) => void this.#exporter?.then((exporter) => exporter.add(record)),
+      exported: (record) => void this.#exporter?.then((exporter) => exporter.add(record)).catch(() => {}),
       failed: (error) => {
         metrics.tracesLost.inc();
         log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept");
@@ -71,23 +71,20 @@ export class Account {
     if (records) metrics.registrations.inc({ by: records });
     if (delegation) metrics.fallbacks.inc({ reason: delegation.reason });
     const told = { ...(records && { records }), ...(error !== undefined && { error }) };
+    const record = this.#history.end(trace, this.#outcomeOf({ state: result, path, ...told }));
+    if (record && result === "ok") this.#measure(record);
     const fields = {
       image: reference,
       result,
       path,
       seconds: Number(seconds.toFixed(3)),
-      ...(records && { records }),
       ...(delegation && { reason: delegation.reason, detail: delegation.detail }),
-      ...(error !== undefined && { error }),
+      ...told,
+      ...(record?.verdict && { bottleneck: nameOf(record.verdict) }),
+      id: trace.id,
     };
-    const isFine = result === "ok" || result === "cancelled";
-    this.#history.end(trace, this.#outcomeOf({ state: result, path, ...told }), (record) => {
-      if (result === "ok") this.#measure(record);
-      const { id, verdict } = record;
-      const all = { ...fields, ...(verdict && { bottleneck: nameOf(verdict) }), id };
-      if (isFine) log.info(all, "pull");
-      else log.warn(all, "pull");
-    });
+    if (result === "ok" || result === "cancelled") log.info(fields, "pull");
+    else log.warn(fields, "pull");
   }
 
   /** From now on pulls are broken off that another process goes on with. */

@@ -32,7 +32,7 @@ export class Bypass {
     this.#options = options;
     this.history = new History({
       store,
-      exported: (record) => void this.#export(record),
+      exported: (record) => void this.#export(record).catch(() => {}),
       failed: (error) => {
         metrics.tracesLost.inc();
         log.warn({ detail: PullError.from(error).message }, "a pull's trace could not be kept");

@@ -25,6 +25,11 @@ export async function view(
   const { pathname, searchParams } = new URL(url, "http://localhost");
   const [, what = "", id, ...more] = pathname.split("/");
   if (more.length > 0 || id === "") return false;
+  // Of what never ends there is no end to wait for.
+  if (method === "HEAD" && (what === "events" || what === "changes")) {
+    response.writeHead(200, { "content-type": "text/event-stream" }).end();
+    return true;
+  }
   switch (`/${what}${id === undefined ? "" : "/"}`) {
     case "/pulls":
       sendJson(response, 200, await views.pulls.list(countOf(searchParams.get("count"))));

@@ -1,11 +1,10 @@
 // The face of the history room: the pulls of this process, those that go on and, in the store, those that have ended.
 //
 // A pull is begun here when its call comes in and ended when its answer is known; in between, others write into its trace.
-// What is shown of it is a record with a verdict, made anew whenever somebody looks. Nothing here slows a pull down: what
-// becomes of its record is dealt with behind its answer.
+// What is shown of it is a record with a verdict, made anew whenever somebody looks. Nothing here can fail a pull, and its
+// record is written and sent behind its answer.
 
 import { randomBytes } from "node:crypto";
-import { setImmediate as turn } from "node:timers/promises";
 import { PullTrace } from "../trace.ts";
 import { type Outcome, type PullRecord, recordOf } from "./record.ts";
 import type { Store } from "./store.ts";
@@ -31,8 +30,8 @@ export interface Beginning {
 export class History {
   readonly #options: HistoryOptions;
   readonly #running = new Map<string, PullTrace>();
-  /** Those that have ended and are not in the store yet; undefined while the record is still to be made. */
-  readonly #ending = new Map<Promise<void>, PullRecord | undefined>();
+  /** Those that have ended and are not in the store yet. */
+  readonly #ending = new Map<PullRecord, Promise<void>>();
 
   constructor(options: HistoryOptions) {
     this.#options = options;
@@ -52,28 +51,33 @@ export class History {
     return trace;
   }
 
-  /** Returns at once; what has become of it is told behind whatever its caller is told. */
-  end(trace: PullTrace, outcome: Outcome, told: (record: PullRecord) => void = () => {}): void {
+  /** Undefined where no record can be made of it, which is no fault of the pull's. */
+  end(trace: PullTrace, outcome: Outcome): PullRecord | undefined {
     trace.endMs = performance.now();
-    const ending: Promise<void> = this.#end(trace, outcome, (record) => {
-      this.#ending.set(ending, record);
-      told(record);
-    }).finally(() => this.#ending.delete(ending));
-    this.#ending.set(ending, undefined);
+    this.#running.delete(trace.id);
+    try {
+      const record = judged(recordOf(trace, outcome));
+      if (trace.isSampled) this.#options.exported(record);
+      const keeping = this.#keep(record).finally(() => this.#ending.delete(record));
+      this.#ending.set(record, keeping);
+      return record;
+    } catch (error) {
+      this.#options.failed(error);
+      return undefined;
+    }
   }
 
   /** Pulls that go on, and those that have ended and are not in the store yet. */
   present(): readonly PullSummary[] {
     const running = Array.from(this.#running.values(), (trace) => judged(recordOf(trace, undefined)));
-    const ended = [...this.#ending.values()].filter((record) => record !== undefined);
-    return [...running, ...ended].map(summaryOf);
+    return [...running, ...this.#ending.keys()].map(summaryOf);
   }
 
   /** One of these, by its id or its trace's. */
   find(id: string): PullRecord | undefined {
     const trace = [...this.#running.values()].find((one) => one.id === id || one.traceID === id);
     if (trace) return judged(recordOf(trace, undefined));
-    return [...this.#ending.values()].find((one) => one?.id === id || one?.traceId === id);
+    return [...this.#ending.keys()].find((one) => one.id === id || one.traceId === id);
   }
 
   /** Ends a pull that goes on, as if its caller had; false where there is none of this id. */
@@ -85,16 +89,11 @@ export class History {
 
   /** Waits until all that has ended is kept. */
   async settle(): Promise<void> {
-    await Promise.all(this.#ending.keys());
+    await Promise.all(this.#ending.values());
   }
 
-  async #end(trace: PullTrace, outcome: Outcome, made: (record: PullRecord) => void): Promise<void> {
-    await turn();
+  async #keep(record: PullRecord): Promise<void> {
     try {
-      this.#running.delete(trace.id);
-      const record = judged(recordOf(trace, outcome));
-      made(record);
-      if (trace.isSampled) this.#options.exported(record);
       await this.#options.store.add(record);
     } catch (error) {
       this.#options.failed(error);

@@ -202,6 +202,9 @@ test("the page's port lets look and change nothing, and answers to this machine'
   expect(await ask("GET", "/pull/0123456789abcdef")).toBe(404);
   expect(await ask("GET", "/pulls?count=0")).toBe(400);
   expect(await ask("GET", "/pulls/nonsense")).toBe(400);
+  expect(await ask("GET", "//")).toBe(400);
+  for (const path of ["/", "/pulls", "/pull/latest", "/events", "/changes"])
+    expect(await ask("HEAD", path)).toBe(200);
 });
 
 test("the admin socket has the page too, and refuses what other pages send there", async () => {
