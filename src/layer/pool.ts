@@ -147,15 +147,20 @@ class WorkerEngine implements LayerEngine {
   async #unpack(job: LayerJob, crew: Crew, demand: Demand, signal: AbortSignal): Promise<UnpackedLayer> {
     const began = performance.now();
     const cancelled = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
-    const cancel = (): void => void Atomics.store(new Int32Array(cancelled), 0, 1);
-    signal.addEventListener("abort", cancel, { once: true });
-    if (signal.aborted) cancel();
     const ring = this.#ringFor(job);
     const idle = crew === this.#idleCrew;
     const tasks = partsOf(this.name, ring).map(
       (part): Task => ({ part, job, cancelled, idling: idle ? makeIdling(this.#paused) : undefined }),
     );
-    using _raised = demand.follow(() => wake(tasks.flatMap(({ idling }) => idling ?? [])));
+    const idlings = tasks.flatMap(({ idling }) => idling ?? []);
+    using _raised = demand.follow(() => wake(idlings));
+    const cancel = (): void => {
+      Atomics.store(new Int32Array(cancelled), 0, 1);
+      // On a busy machine it would not come to see that.
+      wake(idlings);
+    };
+    signal.addEventListener("abort", cancel, { once: true });
+    if (signal.aborted) cancel();
     try {
       const outcomes = await Promise.all(tasks.map((task) => this.#run(crew, task, cancel)));
       return layerOf(outcomes, performance.now() - began);

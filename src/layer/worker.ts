@@ -24,7 +24,7 @@ export default async function unpack(task: Task): Promise<Outcome> {
     const { code, message } = PullError.from(error);
     return { kind: "failed", code, message };
   } finally {
-    if (task.idling) Atomics.store(new Int32Array(task.idling.own), idlingCells.thread, 0);
+    if (task.idling) stopIdling(task.idling);
   }
 }
 
@@ -60,6 +60,12 @@ function waitWhilePaused({ own, paused }: Idling, isOver: () => boolean): void {
   const [cell, cells] = [new Int32Array(paused), new Int32Array(own)];
   const isAwaited = (): boolean => Atomics.load(cells, idlingCells.awaited) !== 0;
   while (Atomics.load(cell, 0) !== 0 && !isAwaited() && !isOver()) Atomics.wait(cell, 0, 1, askMs);
+}
+
+/** A thread that gets nothing while others are busy could not even end, and its process neither. */
+function stopIdling({ own }: Idling): void {
+  Atomics.store(new Int32Array(own), idlingCells.thread, 0);
+  if (native.kind === "loaded") native.binding.setIdle(native.binding.threadID(), 0);
 }
 
 /** Takes only what others leave of the cores, unless the layer has come to be awaited: whichever side is later sees the other. */

@@ -109,3 +109,16 @@ test("their threads get what nobody else wants of the cores, until somebody wait
   spool.complete();
   await unpacked;
 });
+
+test("threads that have nothing to do, or are to stop, take their share: a busy machine would not let them end", async () => {
+  await unpackWhole(new Demand(false));
+  expect(idleThreads()).toBe(0);
+  // One that waits for bytes that never come.
+  await using spool = await staging.spool(whole.bytes.length);
+  const abort = new AbortController();
+  const unpacked = engine.unpack(await staging.job(spool, whole), abort.signal, new Demand(false));
+  await vi.waitFor(() => expect(idleThreads()).toBe(1), { timeout: 30_000, interval: 5 });
+  abort.abort();
+  expect(idleThreads()).toBe(0);
+  await expect(unpacked).rejects.toMatchObject({ code: "cancelled" });
+});
