@@ -1,13 +1,8 @@
 // The metrics endpoint: /metrics for Prometheus and /healthz for probes, over plain http, and nothing else.
 
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { Registry } from "prom-client";
-import { PullError } from "./errors.ts";
-
-export interface Exposition {
-  readonly port: number;
-  close(): Promise<void>;
-}
+import { openPort, type Port } from "./port.ts";
 
 export interface Exposed {
   /** The text of /metrics. */
@@ -17,23 +12,11 @@ export interface Exposed {
 }
 
 /** Throws `invalid` when the address cannot be listened on. */
-export async function expose(exposed: Exposed, host: string, port: number): Promise<Exposition> {
-  const server = createServer({ maxHeaderSize: 16 * 1024, requestTimeout: 10_000 }, (request, response) => {
+export async function expose(exposed: Exposed, host: string, port: number): Promise<Port> {
+  return await openPort("metrics.listen", host, port, (request, response) => {
     // A default metric that cannot be collected (/proc hidden, descriptors used up) costs this answer, not the daemon.
     answer(exposed, request, response).catch(() => response.writeHead(500).end());
   });
-  server.maxConnections = 64;
-  await listen(server, host, port);
-  const address = server.address();
-  return {
-    port: typeof address === "object" && address !== null ? address.port : port,
-    close: async () => {
-      await new Promise<void>((resolve) => {
-        server.close(() => resolve());
-        server.closeAllConnections();
-      });
-    },
-  };
 }
 
 async function answer(
@@ -55,14 +38,4 @@ async function answer(
   } else {
     response.writeHead(404).end();
   }
-}
-
-async function listen(server: Server, host: string, port: number): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    // Stays on after that: accept(2) reports EMFILE as an error of the server, which nobody must die of.
-    server.on("error", (error) => {
-      reject(new PullError("invalid", `metrics.listen: cannot listen on ${host}:${port}: ${error.message}`));
-    });
-    server.listen(port, host, resolve);
-  });
 }

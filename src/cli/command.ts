@@ -1,6 +1,7 @@
 // What every command is: its own help, and a run that ends in an exit code. 0 is success, 1 is failure, 2 is usage.
 
 import { type ParseArgsConfig, parseArgs } from "node:util";
+import { plain } from "../history/words.ts";
 
 export interface Command {
   readonly name: string;
@@ -51,7 +52,7 @@ export interface Pipe {
 
 /** One line; what registries and archives say may not speak to the terminal, nor turn it round. */
 export function plainLine(text: string): string {
-  return `${text.replaceAll(/[\s\p{C}]+/gu, " ").trim()}\n`;
+  return `${plain(text)}\n`;
 }
 
 /** A mistake in how a command was called: one line, and exit code 2. */

@@ -3,12 +3,11 @@
 import { randomBytes } from "node:crypto";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Metadata, type ServiceError, status } from "@grpc/grpc-js";
-import { loadConfig } from "../config.ts";
-import { PullError } from "../errors.ts";
 import { followAdmin } from "../front/client.ts";
 import { clientOf } from "../grpc.ts";
 import type { PullRecord } from "../history/record.ts";
 import { PullImageRequestSchema, PullImageResponseSchema } from "../proto/gen/cri_pb.js";
+import { configOf } from "./admin.ts";
 import { type Command, type Context, parseOptions, plainLine, UsageError } from "./command.ts";
 import { type Login, readLogin } from "./login.ts";
 import { PlainProgress, type Progress, TerminalProgress } from "./progress.ts";
@@ -66,10 +65,7 @@ async function socketsOf(
   given: string | undefined,
   configFile: string | undefined,
 ): Promise<{ readonly cri: string; readonly admin: string | undefined }> {
-  const { config, problems } = await loadConfig(configFile);
-  const unread = problems.find((problem) => problem.path === "");
-  if (configFile !== undefined && unread !== undefined)
-    throw new PullError("invalid", `${configFile}: ${unread.message}`);
+  const config = await configOf(configFile);
   const cri = (given ?? config.cri.listen).replace(/^unix:(\/\/)?/, "");
   if (cri === "" || cri.includes("://"))
     throw new UsageError(`expected the path of a socket behind --cri, such as ${defaultSocket}`);

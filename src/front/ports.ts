@@ -8,6 +8,7 @@ import type { Config } from "../config.ts";
 import { PullError } from "../errors.ts";
 import { expose } from "../exposition.ts";
 import type { Log } from "../log.ts";
+import type { Port } from "../port.ts";
 import type { Views } from "./viewing.ts";
 import { openWindow } from "./window.ts";
 
@@ -17,11 +18,6 @@ export interface PortsOptions {
   /** The text of /metrics. */
   readonly metrics: () => Promise<string>;
   readonly views: Views;
-}
-
-interface Port {
-  readonly port: number;
-  close(): Promise<void>;
 }
 
 export class Ports {

@@ -24,6 +24,7 @@ const tiers: readonly (readonly string[])[] = [
   ["oci/", "spool.ts", "native.ts", "demand.ts"],
   ["proto/"],
   ["exposition.ts"],
+  ["port.ts"],
   ["metrics.ts", "hostlabels.ts", "log.ts", "trace.ts"],
   ["yaml.ts"],
   ["errors.ts", "cores.ts", "usage.ts", "failpoint.ts", "grpc.ts"],
