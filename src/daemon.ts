@@ -316,7 +316,7 @@ class NodeDaemon implements Daemon {
 /** The API's client, with a parser for YAML, is loaded by those who use it alone. */
 async function connect({ kubeconfig, node_name: given }: Config["prewarm"]): Promise<NodeCluster> {
   const { createCluster } = await import("./cluster/client.ts");
-  const cluster = createCluster(kubeconfig === "auto" ? await findKubeconfig() : kubeconfig);
+  const cluster = createCluster({ files: [kubeconfig === "auto" ? await findKubeconfig() : kubeconfig] });
   const nodeName = given === "auto" ? await nodeNameOf(cluster, AbortSignal.timeout(apiMs)) : given;
   return { cluster, nodeName };
 }

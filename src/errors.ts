@@ -15,7 +15,8 @@
  * - `corrupt`: bytes that do not match their size or digest, or an archive that cannot be read.
  * - `unsupported`: something that only containerd can do (encrypted layers, sparse files, unknown types).
  * - `exhausted`: disk, inodes or a limit of the configuration.
- * - `exists`: containerd already has it; success in most places.
+ * - `exists`: containerd, or the cluster, already has it; success in most places.
+ * - `conflict`: what was to be changed in the cluster is not what it was any more.
  * - `cancelled`: the caller went away.
  * - `internal`: a fault of ours.
  */
@@ -29,6 +30,7 @@ export type ErrorCode =
   | "unsupported"
   | "exhausted"
   | "exists"
+  | "conflict"
   | "cancelled"
   | "internal";
 

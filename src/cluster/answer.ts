@@ -8,10 +8,12 @@ import type { KubernetesObject } from "./cluster.ts";
 export const objectBytesMax = 8 * 2 ** 20;
 
 export interface Asked {
-  readonly method: "GET" | "POST";
+  readonly method: "GET" | "POST" | "PATCH" | "DELETE";
   readonly path: string;
   readonly query?: Readonly<Record<string, string>>;
   readonly body?: unknown;
+  /** Of the body; JSON unless it is said. */
+  readonly mediaType?: string;
   /** No part of the body may be waited for longer. */
   readonly silenceMs: number;
 }

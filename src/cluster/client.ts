@@ -5,22 +5,22 @@ import { type IncomingMessage, request as requestPlain } from "node:http";
 import { request } from "node:https";
 import { PullError, throwIfAborted } from "../errors.ts";
 import { type Asked, objectBytesMax, objectOf, readAll, unreachable } from "./answer.ts";
-import type { Cluster, Collection, Follower, KubernetesObject } from "./cluster.ts";
+import type { Change, Cluster, Collection, Follower, KubernetesObject } from "./cluster.ts";
 import { follow } from "./follow.ts";
-import { Kubeconfig } from "./kubeconfig.ts";
+import { Kubeconfig, type KubeconfigOptions } from "./kubeconfig.ts";
 
 const answerMs = 30_000;
 
 /** Reads nothing before it is asked. */
-export function createCluster(kubeconfig: string): Cluster {
+export function createCluster(kubeconfig: KubeconfigOptions): Cluster {
   return new KubeconfigCluster(kubeconfig);
 }
 
 class KubeconfigCluster implements Cluster {
   readonly #kubeconfig: Kubeconfig;
 
-  constructor(file: string) {
-    this.#kubeconfig = new Kubeconfig(file);
+  constructor(options: KubeconfigOptions) {
+    this.#kubeconfig = new Kubeconfig(options);
   }
 
   async get(path: string, signal: AbortSignal): Promise<KubernetesObject> {
@@ -28,8 +28,8 @@ class KubeconfigCluster implements Cluster {
     return objectOf(await readAll(answer, objectBytesMax));
   }
 
-  async create(path: string, body: unknown, signal: AbortSignal): Promise<KubernetesObject> {
-    const answer = await this.#send({ method: "POST", path, body, silenceMs: answerMs }, signal);
+  async write(change: Change, signal: AbortSignal): Promise<KubernetesObject> {
+    const answer = await this.#send({ ...requestFor(change), silenceMs: answerMs }, signal);
     return objectOf(await readAll(answer, objectBytesMax));
   }
 
@@ -38,7 +38,7 @@ class KubeconfigCluster implements Cluster {
   }
 
   async #send(
-    { method, path, query = {}, body, silenceMs }: Asked,
+    { method, path, query = {}, body, mediaType = "application/json", silenceMs }: Asked,
     signal: AbortSignal,
   ): Promise<IncomingMessage> {
     throwIfAborted(signal);
@@ -50,7 +50,7 @@ class KubeconfigCluster implements Cluster {
       ...options.headers,
       accept: "application/json",
       "user-agent": "hawser",
-      ...(text !== undefined && { "content-type": "application/json" }),
+      ...(text !== undefined && { "content-type": mediaType, "content-length": Buffer.byteLength(text) }),
     };
     const answer = await new Promise<IncomingMessage>((resolve, reject) => {
       const make = url.protocol === "http:" ? requestPlain : request;
@@ -65,16 +65,42 @@ class KubeconfigCluster implements Cluster {
     const { statusCode: status = 0 } = answer;
     if (status === 200 || status === 201) return answer;
     if (status === 401) this.#kubeconfig.forget();
-    throw await refusalOf(answer, status);
+    throw await refusalOf(answer, status, method);
+  }
+}
+
+/** Whose changes these are to be known as in an object's managedFields. */
+const fieldManager = "hawser";
+
+function requestFor(change: Change): Omit<Asked, "silenceMs"> {
+  const { path } = change;
+  const query = { fieldManager };
+  switch (change.kind) {
+    case "create":
+      return { method: "POST", path, query, body: change.object };
+    case "merge":
+    case "strategic": {
+      const mediaType = `application/${change.kind === "merge" ? "" : "strategic-"}merge-patch+json`;
+      return { method: "PATCH", path, query, body: change.patch, mediaType };
+    }
+    case "remove":
+      return { method: "DELETE", path };
   }
 }
 
 /** What the API says against it, in its own words; with Retry-After where it asks for patience. */
-async function refusalOf(answer: IncomingMessage, status: number): Promise<PullError> {
+async function refusalOf(
+  answer: IncomingMessage,
+  status: number,
+  method: Asked["method"],
+): Promise<PullError> {
   const text = (await readAll(answer, 64 * 1024).catch(() => Buffer.alloc(0))).toString("utf8");
   const said = messageOf(text) ?? `status ${status}`;
   if (status === 404) return new PullError("not_found", said);
   if (status === 401 || status === 403) return new PullError("refused", `the API refuses: ${said}`);
+  if (status === 409) return new PullError(method === "POST" ? "exists" : "conflict", said);
+  if (status === 400 || status === 415 || status === 422)
+    return new PullError("invalid", `the API does not take it: ${said}`);
   const seconds = Number(answer.headers["retry-after"]);
   const cause = seconds > 0 ? { retryAfterMs: 1000 * seconds } : { status };
   return new PullError("unavailable", `the API says: ${said}`, { temporary: true, cause });

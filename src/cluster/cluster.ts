@@ -19,7 +19,18 @@ export interface KubernetesObject {
 export interface Collection {
   readonly path: string;
   readonly fieldSelector?: string;
+  readonly labelSelector?: string;
 }
+
+/** What is done to an object, or beside it; a path names the object, and for "create" the collection. */
+export type Change =
+  /** Of a review, which is a question, the API's answer is what it makes of it. */
+  | { readonly kind: "create"; readonly path: string; readonly object: unknown }
+  /** Lists are replaced (RFC 7386); with metadata.resourceVersion in it, only what is still of that version is changed. */
+  | { readonly kind: "merge"; readonly path: string; readonly patch: unknown }
+  /** Lists are merged by the keys that Kubernetes has for them; for its own kinds alone. */
+  | { readonly kind: "strategic"; readonly path: string; readonly patch: unknown }
+  | { readonly kind: "remove"; readonly path: string };
 
 /** Told in order, and never after the signal is aborted. */
 export interface Follower {
@@ -38,8 +49,11 @@ export interface Cluster {
    */
   get(path: string, signal: AbortSignal): Promise<KubernetesObject>;
 
-  /** Creates an object, which for a review is a question, and returns what the API makes of it. Throws like {@link get}. */
-  create(path: string, object: unknown, signal: AbortSignal): Promise<KubernetesObject>;
+  /**
+   * Changes one object, and returns what the API makes of it. Throws like {@link get}, and `exists` for one that is there,
+   * `conflict` for one that has changed meanwhile, `invalid` for a change that the API does not take.
+   */
+  write(change: Change, signal: AbortSignal): Promise<KubernetesObject>;
 
   /** Follows a collection until the signal is aborted. Never rejects: whatever goes wrong is told and tried again. */
   follow(collection: Collection, follower: Follower, signal: AbortSignal): Promise<void>;

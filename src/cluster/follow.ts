@@ -151,8 +151,12 @@ class Following {
   }
 
   async #ask(query: Readonly<Record<string, string>>, silence: number): ReturnType<Send> {
-    const { path, fieldSelector } = this.#collection;
-    const all = { ...(fieldSelector && { fieldSelector }), ...query };
+    const { path, fieldSelector, labelSelector } = this.#collection;
+    const all = {
+      ...(fieldSelector && { fieldSelector }),
+      ...(labelSelector && { labelSelector }),
+      ...query,
+    };
     try {
       return await this.#send({ method: "GET", path, query: all, silenceMs: silence }, this.#signal);
     } catch (error) {

@@ -41,7 +41,7 @@ export async function nodeNameOf(cluster: Cluster, signal: AbortSignal): Promise
   const path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
   const review = { apiVersion: "authentication.k8s.io/v1", kind: "SelfSubjectReview", metadata: {} };
   try {
-    const { status } = (await cluster.create(path, review, signal)) as {
+    const { status } = (await cluster.write({ kind: "create", path, object: review }, signal)) as {
       status?: { userInfo?: { username?: unknown } };
     };
     const name = status?.userInfo?.username;

@@ -1,4 +1,5 @@
-// A kubeconfig: where the API is and as whom it is asked, by its current context.
+// A kubeconfig: where the API is and as whom it is asked, by its current context or another one. Of several files, what
+// comes first counts, as kubectl has it.
 //
 // Whatever it names in other files is read each time, since kubelet's certificate and tokens are exchanged while we run.
 // A program that it names for credentials (exec) is run when the last ones are about to end. Secrets stay in memory and are
@@ -22,6 +23,24 @@ export interface Target {
 
 type Fields = Readonly<Record<string, unknown>>;
 
+export interface KubeconfigOptions {
+  /** At least one. */
+  readonly files: readonly string[];
+  /** Another context than the current one. */
+  readonly context?: string | undefined;
+  /** What programs for credentials are run with besides what the kubeconfig says. */
+  readonly environment?: Readonly<Record<string, string | undefined>>;
+}
+
+/** What a context comes to: its cluster and user, each with the folder that its files are beside. */
+interface Parts {
+  readonly cluster: Fields;
+  readonly user: Fields;
+  readonly clusterFolder: string;
+  readonly userFolder: string;
+  readonly namespace: string | undefined;
+}
+
 interface Granted {
   readonly token: string | undefined;
   readonly cert: string | undefined;
@@ -33,46 +52,22 @@ const fileBytesMax = 2 ** 20;
 const exec = { timeoutMs: 60_000, bytesMax: 2 ** 20, earlyMs: 60_000 } as const;
 
 export class Kubeconfig {
-  readonly #file: string;
+  readonly #options: KubeconfigOptions;
   /** What a program has granted, for the text that named it. */
   #granted: (Granted & { readonly text: string }) | undefined;
 
-  constructor(file: string) {
-    this.#file = file;
+  constructor(options: KubeconfigOptions) {
+    this.#options = options;
+  }
+
+  /** Of the context, if it has one. Throws like {@link read}. */
+  async namespace(): Promise<string | undefined> {
+    return await this.#using(async ({ namespace }) => namespace);
   }
 
   /** Throws `invalid` with the file and what is wrong. */
   async read(signal?: AbortSignal): Promise<Target> {
-    try {
-      const text = await this.#readText(this.#file);
-      const { cluster, user } = partsOf(fieldsOf(parse(text) as unknown));
-      const url = new URL(wordOf(cluster["server"]) ?? "");
-      if (cluster["proxy-url"] !== undefined) throw new Error("its proxy-url is not supported");
-      const [ca, cert, key] = await Promise.all([
-        this.#bytesOf(cluster, "certificate-authority"),
-        this.#bytesOf(user, "client-certificate"),
-        this.#bytesOf(user, "client-key"),
-      ]);
-      const granted =
-        user["exec"] === undefined
-          ? undefined
-          : await this.#run(text, fieldsOf(user["exec"]), cluster, signal);
-      const servername = wordOf(cluster["tls-server-name"]);
-      return {
-        url,
-        options: {
-          ...(ca && { ca }),
-          ...((granted?.cert ?? cert) && { cert: granted?.cert ?? cert }),
-          ...((granted?.key ?? key) && { key: granted?.key ?? key }),
-          ...(servername && { servername }),
-          ...(cluster["insecure-skip-tls-verify"] === true && { rejectUnauthorized: false }),
-          headers: authorization(user, granted?.token ?? (await this.#tokenOf(user))),
-        },
-      };
-    } catch (error) {
-      const [why = ""] = PullError.from(error).message.split("\n", 1);
-      throw new PullError("invalid", `the kubeconfig ${this.#file} cannot be used: ${why}`, { cause: error });
-    }
+    return await this.#using(async (parts) => await this.#targetOf(parts, signal));
   }
 
   /** What a program has granted is of no use any more. */
@@ -80,37 +75,60 @@ export class Kubeconfig {
     this.#granted = undefined;
   }
 
-  /** Given as base64, or as a file beside the kubeconfig. */
-  async #bytesOf(fields: Fields, name: string): Promise<Buffer | string | undefined> {
-    const data = wordOf(fields[`${name}-data`]);
-    if (data) return Buffer.from(data, "base64");
-    const path = wordOf(fields[name]);
-    return path === undefined ? undefined : await this.#readText(this.#beside(path));
+  async #using<Value>(use: (parts: Parts) => Promise<Value>): Promise<Value> {
+    const { files, context } = this.#options;
+    try {
+      const texts = await Promise.all(files.map(readText));
+      const documents = texts.map((text, index) => ({
+        folder: dirname(files[index] ?? ""),
+        fields: fieldsOf(parse(text) as unknown),
+      }));
+      return await use(partsOf(documents, context));
+    } catch (error) {
+      const [why = ""] = PullError.from(error).message.split("\n", 1);
+      const which = files.join(":");
+      throw new PullError("invalid", `the kubeconfig ${which} cannot be used: ${why}`, { cause: error });
+    }
   }
 
-  async #tokenOf(user: Fields): Promise<string | undefined> {
-    const path = wordOf(user["tokenFile"]);
-    return path === undefined ? wordOf(user["token"]) : (await this.#readText(this.#beside(path))).trim();
-  }
-
-  #beside(path: string): string {
-    return resolve(dirname(this.#file), path);
-  }
-
-  async #readText(path: string): Promise<string> {
-    const text = await readFile(path, "utf8");
-    if (text.length > fileBytesMax) throw new Error(`${path} is over 1 MiB long`);
-    return text;
+  async #targetOf(
+    { cluster, user, clusterFolder, userFolder }: Parts,
+    signal: AbortSignal | undefined,
+  ): Promise<Target> {
+    const url = new URL(wordOf(cluster["server"]) ?? "");
+    if (cluster["proxy-url"] !== undefined) throw new Error("its proxy-url is not supported");
+    const [ca, cert, key] = await Promise.all([
+      bytesOf(cluster, "certificate-authority", clusterFolder),
+      bytesOf(user, "client-certificate", userFolder),
+      bytesOf(user, "client-key", userFolder),
+    ]);
+    const granted =
+      user["exec"] === undefined
+        ? undefined
+        : await this.#run(userFolder, fieldsOf(user["exec"]), cluster, signal);
+    const servername = wordOf(cluster["tls-server-name"]);
+    return {
+      url,
+      options: {
+        ...(ca && { ca }),
+        ...((granted?.cert ?? cert) && { cert: granted?.cert ?? cert }),
+        ...((granted?.key ?? key) && { key: granted?.key ?? key }),
+        ...(servername && { servername }),
+        ...(cluster["insecure-skip-tls-verify"] === true && { rejectUnauthorized: false }),
+        headers: authorization(user, granted?.token ?? (await tokenOf(user, userFolder))),
+      },
+    };
   }
 
   /** A credential plugin: a program that prints an ExecCredential (client.authentication.k8s.io). */
   async #run(
-    text: string,
+    folder: string,
     plugin: Fields,
     cluster: Fields,
     signal: AbortSignal | undefined,
   ): Promise<Granted> {
     const now = Date.now();
+    const text = JSON.stringify([folder, plugin, cluster]);
     if (this.#granted?.text === text && this.#granted.untilMs - exec.earlyMs > now) return this.#granted;
     const command = wordOf(plugin["command"]);
     if (command === undefined) throw new Error("its exec names no command");
@@ -122,11 +140,12 @@ export class Kubeconfig {
       spec: { interactive: false, ...(plugin["provideClusterInfo"] === true && { cluster }) },
     };
     const { stdout } = await promisify(execFile)(
-      command.includes("/") ? this.#beside(command) : command,
+      command.includes("/") ? resolve(folder, command) : command,
       wordsOf(plugin["args"]),
       {
         env: {
           PATH: usualPath,
+          ...this.#options.environment,
           ...Object.fromEntries(own),
           KUBERNETES_EXEC_INFO: JSON.stringify(information),
         },
@@ -141,6 +160,25 @@ export class Kubeconfig {
     this.#granted = { text, ...grantedBy(stdout) };
     return this.#granted;
   }
+}
+
+/** Given as base64, or as a file beside the kubeconfig. */
+async function bytesOf(fields: Fields, name: string, folder: string): Promise<Buffer | string | undefined> {
+  const data = wordOf(fields[`${name}-data`]);
+  if (data) return Buffer.from(data, "base64");
+  const path = wordOf(fields[name]);
+  return path === undefined ? undefined : await readText(resolve(folder, path));
+}
+
+async function tokenOf(user: Fields, folder: string): Promise<string | undefined> {
+  const path = wordOf(user["tokenFile"]);
+  return path === undefined ? wordOf(user["token"]) : (await readText(resolve(folder, path))).trim();
+}
+
+async function readText(path: string): Promise<string> {
+  const text = await readFile(path, "utf8");
+  if (text.length > fileBytesMax) throw new Error(`${path} is over 1 MiB long`);
+  return text;
 }
 
 /** What programs are looked for in when a service has no PATH of its own. */
@@ -165,14 +203,36 @@ function parseJson(text: string): unknown {
   }
 }
 
-function partsOf(document: Fields): { readonly cluster: Fields; readonly user: Fields } {
-  const named = (list: string, name: unknown): Fields | undefined =>
-    listOf(document[list]).find((one) => one["name"] === name);
-  const current = document["current-context"];
-  const context = fieldsOf(named("contexts", current)?.["context"]);
-  const cluster = named("clusters", context["cluster"])?.["cluster"];
-  if (cluster === undefined) throw new Error("its current context names no cluster");
-  return { cluster: fieldsOf(cluster), user: fieldsOf(named("users", context["user"])?.["user"]) };
+interface Document {
+  readonly folder: string;
+  readonly fields: Fields;
+}
+
+function partsOf(documents: readonly Document[], wanted: string | undefined): Parts {
+  const named = (
+    list: string,
+    name: unknown,
+  ): { readonly folder: string; readonly found: Fields } | undefined => {
+    const all = documents.flatMap(({ folder, fields }) =>
+      listOf(fields[list]).map((found) => ({ folder, found })),
+    );
+    return all.find(({ found }) => found["name"] === name);
+  };
+  const [own] = documents.flatMap(({ fields }) => wordOf(fields["current-context"]) ?? []);
+  const current = wanted ?? own;
+  const found = named("contexts", current);
+  if (found === undefined && wanted !== undefined) throw new Error(`it has no context ${wanted}`);
+  const context = fieldsOf(found?.found["context"]);
+  const cluster = named("clusters", context["cluster"]);
+  if (cluster?.found["cluster"] === undefined) throw new Error("its current context names no cluster");
+  const user = named("users", context["user"]);
+  return {
+    cluster: fieldsOf(cluster.found["cluster"]),
+    user: fieldsOf(user?.found["user"]),
+    clusterFolder: cluster.folder,
+    userFolder: user?.folder ?? cluster.folder,
+    namespace: wordOf(context["namespace"]),
+  };
 }
 
 function authorization(user: Fields, token: string | undefined): Readonly<Record<string, string>> {

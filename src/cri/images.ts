@@ -249,6 +249,7 @@ function codeOf(failure: PullError): status {
       return status.CANCELLED;
     case "refused":
     case "exists":
+    case "conflict":
     case "internal":
       return status.UNKNOWN;
   }

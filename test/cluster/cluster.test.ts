@@ -14,7 +14,7 @@ let cluster: Cluster;
 
 beforeEach(async () => {
   api = await FakeApi.start();
-  cluster = createCluster(api.kubeconfig);
+  cluster = createCluster({ files: [api.kubeconfig] });
 });
 
 afterEach(async () => {

@@ -29,7 +29,7 @@ function write(cluster: object, user: object): Kubeconfig {
     "current-context": "x",
   };
   writeFileSync(file, JSON.stringify(config));
-  return new Kubeconfig(file);
+  return new Kubeconfig({ files: [file] });
 }
 
 function lay(name: string, text: string, mode = 0o600): void {
@@ -63,7 +63,7 @@ users:
     client-key: ${join(folder, "kubelet-client-current.pem")}
 `,
   );
-  const kubeconfig = new Kubeconfig(file);
+  const kubeconfig = new Kubeconfig({ files: [file] });
   const { url, options } = await kubeconfig.read();
   expect(url.href).toBe("https://10.0.0.1:6443/");
   expect(options).toEqual({ ca: Buffer.from("authority"), cert: "first", key: "first", headers: {} });
@@ -116,7 +116,7 @@ test("a program is told what it is for, and its credentials are used until they 
 });
 
 test.each([
-  { why: "no file", make: () => new Kubeconfig(file), says: /no such file/ },
+  { why: "no file", make: () => new Kubeconfig({ files: [file] }), says: /no such file/ },
   { why: "no server", make: () => write({ server: undefined }, {}), says: /Invalid URL/ },
   {
     why: "a proxy",
