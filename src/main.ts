@@ -21,7 +21,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   status: async () => (await import("./cli/status.ts")).status,
   passthrough: async () => (await import("./cli/passthrough.ts")).passthrough,
   install: async () => (await import("./cli/install.ts")).install,
-  upgrade: async () => (await import("./cli/install.ts")).upgrade,
+  upgrade: async () => (await import("./cli/upgrade.ts")).upgrade,
   uninstall: async () => (await import("./cli/install.ts")).uninstall,
   agent: async () => (await import("./cli/agent.ts")).agent,
   puller: async () => (await import("./cli/puller.ts")).puller,

@@ -1,4 +1,4 @@
-// hawser install, hawser uninstall and hawser upgrade: Hawser as a service of this node.
+// hawser install, hawser uninstall, and hawser upgrade without a workload: Hawser as a service of this node.
 
 import { readFile } from "node:fs/promises";
 import { type Config, loadConfig } from "../config.ts";
@@ -86,22 +86,12 @@ Options:
   },
 };
 
-export const upgrade: Command = {
-  name: "upgrade",
-  summary: "have this release take the place of the installed one",
-  help: `Usage: hawser upgrade
-
-Run it from the new release: ./bin/hawser upgrade. The new daemon takes the socket at once, the old one ends what it is
-at within ten seconds, and no call fails. If the new one does not prove that it works, the old one is put back. An older
-release goes the same way.
-`,
-  run: async (args, context) => {
-    parseOptions(args, {}, 0);
-    await mustBeRoot();
-    await upgradeOn(await common(context));
-    return 0;
-  },
-};
+/** Has this release take the place of the installed one. */
+export async function upgradeRelease(context: Context): Promise<number> {
+  await mustBeRoot();
+  await upgradeOn(await common(context));
+  return 0;
+}
 
 /** Throws `invalid` with all that is wrong with it. */
 async function readConfiguration(file: string): Promise<Configuration> {

@@ -3,6 +3,7 @@
 import { type LayerRecord, type PullRecord, progressOf, remainingSeconds } from "../history/record.ts";
 import { bytesText, plain, rateText, secondsText } from "../history/words.ts";
 import type { Terminal } from "./command.ts";
+import { Drawing } from "./drawing.ts";
 
 export interface Progress {
   show(record: PullRecord): void;
@@ -14,33 +15,18 @@ const barColumns = 20;
 
 /** Draws over what it has drawn before. */
 export class TerminalProgress implements Progress {
-  readonly #write: (text: string) => void;
-  readonly #size: () => Terminal;
-  #drawn = 0;
+  readonly #drawing: Drawing;
 
   constructor(write: (text: string) => void, size: () => Terminal) {
-    this.#write = write;
-    this.#size = size;
+    this.#drawing = new Drawing(write, size);
   }
 
   show(record: PullRecord): void {
-    const { columns, rows } = this.#size();
-    // A line that is longer than the terminal would take two, and what has left its top cannot be drawn over.
-    const lines = linesOf(record, Math.max(1, rows - 3)).map((line) =>
-      line.slice(0, Math.max(1, columns - 1)),
-    );
-    this.#write(`${this.#erasure()}${lines.map((line) => `${line}\n`).join("")}`);
-    this.#drawn = lines.length;
+    this.#drawing.draw((rows) => linesOf(record, Math.max(1, rows - 3)));
   }
 
   end(): void {
-    this.#write(this.#erasure());
-    this.#drawn = 0;
-  }
-
-  /** To the first line of what was drawn, and all below it (ECMA-48, CPL and ED). */
-  #erasure(): string {
-    return this.#drawn > 0 ? `\u001b[${this.#drawn}F\u001b[J` : "";
+    this.#drawing.erase();
   }
 }
 

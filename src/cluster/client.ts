@@ -84,7 +84,11 @@ function requestFor(change: Change): Omit<Asked, "silenceMs"> {
       return { method: "PATCH", path, query, body: change.patch, mediaType };
     }
     case "remove":
-      return { method: "DELETE", path };
+      return {
+        method: "DELETE",
+        path,
+        ...(change.version !== undefined && { body: { preconditions: { resourceVersion: change.version } } }),
+      };
   }
 }
 

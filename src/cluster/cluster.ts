@@ -30,7 +30,8 @@ export type Change =
   | { readonly kind: "merge"; readonly path: string; readonly patch: unknown }
   /** Lists are merged by the keys that Kubernetes has for them; for its own kinds alone. */
   | { readonly kind: "strategic"; readonly path: string; readonly patch: unknown }
-  | { readonly kind: "remove"; readonly path: string };
+  /** Only of this version, where one is given. */
+  | { readonly kind: "remove"; readonly path: string; readonly version?: string | undefined };
 
 /** Told in order, and never after the signal is aborted. */
 export interface Follower {

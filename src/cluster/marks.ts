@@ -56,7 +56,7 @@ export function reportOn(pod: KubernetesObject): PrewarmReport | undefined {
     const { request, images } = JSON.parse(
       conditionOf(pod, prewarmedCondition)?.message ?? "",
     ) as Partial<PrewarmReport>;
-    if (typeof images !== "object" || images === null) return undefined;
+    if (typeof images !== "object") return undefined;
     return { request: typeof request === "string" ? request : undefined, images };
   } catch {
     return undefined;

@@ -17,7 +17,7 @@ const tiers: readonly (readonly string[])[] = [
   ["account.ts", "works.ts"],
   ["vitals.ts", "exporting.ts"],
   ["limits.ts"],
-  ["cri/", "prewarm/", "archive/", "page/"],
+  ["cri/", "prewarm/", "inplace/", "archive/", "page/"],
   ["pull/", "history/"],
   ["registry/", "layer/", "containerd/", "cluster/"],
   ["removal.ts", "selinux.ts"],

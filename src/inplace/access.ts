@@ -1,0 +1,71 @@
+// Whether the API lets us do all that an upgrade does, asked before anything is done, so that none stops half way for the
+// want of a permission.
+
+import type { Cluster } from "../cluster/cluster.ts";
+import { PullError } from "../errors.ts";
+import type { Kind, Target } from "./inplace.ts";
+import { fieldsOf } from "./pod.ts";
+
+interface Need {
+  readonly group: string;
+  readonly resource: string;
+  readonly subresource?: string;
+  readonly verbs: readonly string[];
+}
+
+const always: readonly Need[] = [
+  { group: "", resource: "pods", verbs: ["get", "list", "watch", "patch"] },
+  { group: "coordination.k8s.io", resource: "leases", verbs: ["create", "get", "patch", "delete"] },
+];
+/** What the pods of a CloneSet are put in and out of service by is OpenKruise. */
+const ofStatus: Need = { group: "", resource: "pods", subresource: "status", verbs: ["patch"] };
+const revisions: Need = { group: "apps", resource: "controllerrevisions", verbs: ["list"] };
+const byKind: Readonly<Record<Kind, readonly Need[]>> = {
+  pod: [ofStatus],
+  statefulset: [ofStatus, { group: "apps", resource: "statefulsets", verbs: ["get", "patch"] }],
+  daemonset: [ofStatus, revisions, { group: "apps", resource: "daemonsets", verbs: ["get", "patch"] }],
+  cloneset: [{ group: "apps.kruise.io", resource: "clonesets", verbs: ["get", "patch"] }],
+};
+
+/** Throws `refused` with all that is missing. An API that does not say is taken to allow it. */
+export async function mustBeAllowed(
+  cluster: Cluster,
+  { kind, namespace }: Target,
+  signal: AbortSignal,
+): Promise<void> {
+  const asked = [...always, ...byKind[kind]].flatMap(({ verbs, ...need }) =>
+    verbs.map((verb) => ({ ...need, verb })),
+  );
+  const answers = await Promise.all(
+    asked.map(async ({ group, resource, subresource, verb }) => {
+      const attributes = { namespace, verb, group, resource, ...(subresource && { subresource }) };
+      const name = subresource ? `${resource}/${subresource}` : resource;
+      return (await isAllowed(cluster, attributes, signal)) ? [] : [`${verb} ${name}`];
+    }),
+  );
+  const missing = answers.flat();
+  if (missing.length === 0) return;
+  throw new PullError(
+    "refused",
+    `you may not do this in namespace ${namespace}: ${missing.join(", ")} ` +
+      `(config/kubernetes/upgrade has a role that may)`,
+  );
+}
+
+async function isAllowed(
+  cluster: Cluster,
+  resourceAttributes: object,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const apiVersion = "authorization.k8s.io/v1";
+  const object = { apiVersion, kind: "SelfSubjectAccessReview", metadata: {}, spec: { resourceAttributes } };
+  const path = `/apis/${apiVersion}/selfsubjectaccessreviews`;
+  try {
+    const answer = await cluster.write({ kind: "create", path, object }, signal);
+    return fieldsOf(answer["status"])["allowed"] === true;
+  } catch (error) {
+    const { code } = PullError.from(error);
+    if (code === "not_found" || code === "refused") return true;
+    throw error;
+  }
+}

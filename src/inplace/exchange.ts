@@ -1,0 +1,267 @@
+// One pod: out of service, other images, and back into service once its containers run them.
+//
+// Each step looks at the pod first and does what is still to be done, so that whoever goes on where another was broken off
+// begins here as well. The gate is the only way in which service is taken or given: what follows from it, endpoints and
+// all, is Kubernetes' own.
+
+import { setTimeout as sleep } from "node:timers/promises";
+import type { KubernetesObject } from "../cluster/cluster.ts";
+import { type Condition, conditionOf, readinessGate, reportOn } from "../cluster/marks.ts";
+import { abortError, PullError } from "../errors.ts";
+import type { PodStep, UpgradeEvent } from "./inplace.ts";
+import {
+  areContainersReady,
+  differing,
+  type Images,
+  isLeaving,
+  isReady,
+  isSeen,
+  type Mark,
+  markOf,
+  nodeOf,
+  specPatch,
+  stateOf,
+  uidOf,
+} from "./pod.ts";
+import type { Patch, Steady } from "./steady.ts";
+import { type Restarts, troubleOf } from "./trouble.ts";
+import type { Watched } from "./watched.ts";
+
+export interface ExchangeOptions {
+  readonly steady: Steady;
+  readonly pods: Watched;
+  readonly pathOf: (pod: KubernetesObject) => string;
+  readonly graceMs: number;
+  readonly timeoutMs: number;
+  /** So long has a pod to stay ready before it counts. */
+  readonly minReadyMs: number;
+  readonly told: (event: UpgradeEvent) => void;
+}
+
+export interface Goal {
+  readonly images: Images;
+  /** To what the pod was before. */
+  readonly isBack: boolean;
+  /** One that was not ready before need not be when it is what it was again. */
+  readonly mustBeReady: boolean;
+}
+
+/** What has ended one way or the other; a pod that goes meanwhile is its owner's affair. */
+export type Exchanged = "done" | "gone";
+
+/** Throws `slow`, `unavailable` or `unsupported` (its containers do not run) with the pod's name. */
+export async function exchange(
+  options: ExchangeOptions,
+  pod: KubernetesObject,
+  goal: Goal,
+  signal: AbortSignal,
+): Promise<Exchanged> {
+  const work = new Exchange(options, pod, goal, signal);
+  try {
+    return await work.run();
+  } catch (error) {
+    const failure = PullError.from(error);
+    if (failure.code === "not_found" || work.isGone) return "gone";
+    throw failure;
+  }
+}
+
+class Exchange {
+  readonly #options: ExchangeOptions;
+  readonly #goal: Goal;
+  readonly #signal: AbortSignal;
+  readonly #uid: string;
+  readonly #name: string;
+  readonly #first: KubernetesObject;
+  readonly #names: readonly string[];
+
+  constructor(options: ExchangeOptions, pod: KubernetesObject, goal: Goal, signal: AbortSignal) {
+    this.#options = options;
+    this.#goal = goal;
+    this.#signal = signal;
+    this.#uid = uidOf(pod);
+    this.#name = pod.metadata.name;
+    this.#first = pod;
+    this.#names = Object.keys(goal.images);
+  }
+
+  get isGone(): boolean {
+    const pod = this.#options.pods.get(this.#uid);
+    return pod === undefined || isLeaving(pod);
+  }
+
+  async run(): Promise<Exchanged> {
+    const { images } = this.#goal;
+    const before = differing(this.#pod, images).length > 0 ? await this.#exchange() : this.#beforeAll();
+    this.#tell("restarting");
+    await this.#untilRunning(before);
+    await this.#setGate("True");
+    this.#tell("entering service");
+    if (this.#goal.mustBeReady) await this.#untilServing();
+    this.#tell(this.#goal.isBack ? "rolled back" : "done");
+    return "done";
+  }
+
+  get #pod(): KubernetesObject {
+    return this.#options.pods.get(this.#uid) ?? this.#first;
+  }
+
+  #tell(step: PodStep, detail?: string): void {
+    const shown = this.#goal.isBack && step !== "rolled back" ? "rolling back" : step;
+    this.#options.told({
+      event: "pod",
+      pod: this.#name,
+      node: nodeOf(this.#first),
+      step: shown,
+      ...((detail ?? (shown === step ? undefined : step)) && { detail: detail ?? step }),
+    });
+  }
+
+  /** Out of service, and the images; returns what ran until then. */
+  async #exchange(): Promise<Mark["before"]> {
+    const { steady, pods, pathOf, graceMs } = this.#options;
+    const wasServing = isReady(this.#pod);
+    this.#tell("leaving service");
+    await this.#setGate("False");
+    await this.#until((pod) => !isReady(pod) || undefined, "did not leave service");
+    if (wasServing) await this.#pause(graceMs);
+    const patched = await steady.amend(
+      pathOf(this.#pod),
+      this.#pod,
+      (pod) => imagesPatch(pod, this.#goal.images),
+      this.#signal,
+    );
+    pods.saw(patched);
+    return Object.fromEntries(
+      this.#names.map((name) => {
+        const { containerID = "", imageID = "" } = stateOf(patched, name) ?? {};
+        return [name, { containerID, imageID }];
+      }),
+    );
+  }
+
+  /** What ran before anybody began: all that is known of a pod that another has left half way. */
+  #beforeAll(): Mark["before"] {
+    return this.#goal.isBack ? {} : (markOf(this.#pod)?.before ?? {});
+  }
+
+  async #setGate(status: Condition["status"]): Promise<void> {
+    const { steady, pods, pathOf } = this.#options;
+    const patched = await steady.amend(
+      pathOf(this.#pod),
+      this.#pod,
+      (pod) => gatePatch(pod, status),
+      this.#signal,
+      "/status",
+    );
+    pods.saw(patched);
+  }
+
+  async #untilRunning(before: Mark["before"]): Promise<void> {
+    const restarts: Restarts = new Map();
+    const { mustBeReady } = this.#goal;
+    await this.#until((pod) => {
+      const trouble = troubleOf(pod, this.#names, restarts);
+      if (trouble !== undefined && mustBeReady)
+        throw new PullError("unsupported", `pod ${this.#name}: ${trouble}`);
+      const isThere = this.#names.every((name) => this.#runs(pod, name, before[name]));
+      if (!mustBeReady) return isThere || trouble !== undefined || undefined;
+      return (isThere && areContainersReady(pod)) || undefined;
+    }, "did not come to run the images");
+  }
+
+  /** Whether kubelet has exchanged the container, and it is ready. */
+  #runs(pod: KubernetesObject, name: string, before: Mark["before"][string] | undefined): boolean {
+    const state = stateOf(pod, name);
+    const wanted = this.#goal.images[name] ?? "";
+    if (state === undefined || !isSeen(pod) || !state.isRunning) return false;
+    if (this.#goal.mustBeReady && !state.isReady) return false;
+    const mark = markOf(pod);
+    // It has not even been stopped, since the images were what they were again before kubelet looked.
+    const isUntouched = this.#goal.isBack && state.containerID === mark?.before[name]?.containerID;
+    const isOther = before !== undefined && state.containerID !== before.containerID;
+    if (isUntouched) return true;
+    if (before !== undefined && !isOther) return false;
+    const former = this.#goal.isBack ? mark?.before[name]?.imageID : undefined;
+    const digest = this.#goal.isBack ? undefined : this.#digestOf(pod, wanted);
+    if (!former && digest === undefined) return true;
+    // One image may have many names, and kubelet tells of any of them; a name may have come to stand for another image.
+    return (
+      state.imageID === former ||
+      (digest !== undefined && digestIn(state.imageID) === digest) ||
+      state.image === wanted ||
+      (before !== undefined && state.imageID !== before.imageID)
+    );
+  }
+
+  #digestOf(pod: KubernetesObject, image: string): string | undefined {
+    const report = reportOn(pod)?.images[image];
+    return digestIn(image) ?? (report?.state === "warm" ? report.digest : undefined);
+  }
+
+  async #untilServing(): Promise<void> {
+    const { minReadyMs, pods } = this.#options;
+    await this.#until(
+      (pod) => isReady(pod) || undefined,
+      `did not become ready with its gate ${readinessGate} true`,
+    );
+    if (minReadyMs === 0) return;
+    // It stays ready for as long as its workload wants it to.
+    const wait = { otherwise: "", timeoutMs: minReadyMs, signal: this.#signal };
+    const isBroken = await pods
+      .until(() => (isReady(this.#pod) ? undefined : true), wait)
+      .catch((error: unknown) => {
+        if (PullError.from(error).code !== "slow") throw error;
+        return false;
+      });
+    if (isBroken) throw new PullError("unsupported", `pod ${this.#name} did not stay ready`);
+  }
+
+  async #until(find: (pod: KubernetesObject) => true | undefined, otherwise: string): Promise<void> {
+    const { pods, timeoutMs } = this.#options;
+    const said = (): string => conditionOf(this.#pod, "Ready")?.message ?? "";
+    await pods
+      .until(
+        () => {
+          if (this.isGone) throw new PullError("not_found", `pod ${this.#name} is gone`);
+          return find(this.#pod);
+        },
+        { otherwise: `pod ${this.#name} ${otherwise}`, timeoutMs, signal: this.#signal },
+      )
+      .catch((error: unknown) => {
+        const failure = PullError.from(error);
+        if (failure.code !== "slow" || said() === "") throw failure;
+        throw new PullError("slow", `${failure.message}: ${said()}`);
+      });
+  }
+
+  async #pause(ms: number): Promise<void> {
+    if (ms <= 0) return;
+    try {
+      await sleep(ms, undefined, { signal: this.#signal });
+    } catch {
+      throw abortError(this.#signal);
+    }
+  }
+}
+
+/** Undefined where it says so already. */
+function gatePatch(pod: KubernetesObject, status: Condition["status"]): Patch | undefined {
+  if (conditionOf(pod, readinessGate)?.status === status) return undefined;
+  const condition = {
+    type: readinessGate,
+    status,
+    reason: status === "True" ? "UpgradeEnded" : "UpgradeBegun",
+    lastTransitionTime: new Date().toISOString().replace(/\.\d+Z$/, "Z"),
+  };
+  return { kind: "strategic", patch: { status: { conditions: [condition] } } };
+}
+
+function imagesPatch(pod: KubernetesObject, images: Images): Patch | undefined {
+  const spec = specPatch(pod, images);
+  return spec && { kind: "strategic", patch: { spec } };
+}
+
+function digestIn(text: string | undefined): string | undefined {
+  return /@(sha256:[0-9a-f]{64})$/.exec(text ?? "")?.[1];
+}

@@ -1,0 +1,226 @@
+// What is read of a pod: its containers and their images, whether it is ready, its gate, and the mark of an upgrade.
+//
+// Objects of the API are JSON of anybody's making: what is missing or of another type reads as nothing, and nothing here
+// throws. Nothing here writes, either.
+
+import type { KubernetesObject } from "../cluster/cluster.ts";
+import { conditionOf, readinessGate } from "../cluster/marks.ts";
+
+/** On a pod that an upgrade has begun with: what it was, so that whoever comes next can go on or go back. */
+export const upgradeAnnotation = "hawser.dev/upgrade";
+
+/** By container. */
+export type Images = Readonly<Record<string, string>>;
+
+export interface Mark {
+  readonly from: Images;
+  readonly to: Images;
+  /** Of the containers as they were, by which one that has been restarted is told. */
+  readonly before: Readonly<Record<string, Running>>;
+  readonly wasReady: boolean;
+  /** What was added to what the pod's node is to have. */
+  readonly prewarmed: readonly string[];
+}
+
+interface Running {
+  readonly containerID: string;
+  readonly imageID: string;
+}
+
+type Fields = Readonly<Record<string, unknown>>;
+
+export interface Container {
+  readonly name: string;
+  readonly image: string;
+  readonly list: "containers" | "initContainers";
+  /** One that runs beside the others, and not before them and once. */
+  readonly isRunning: boolean;
+}
+
+export interface ContainerState extends Running {
+  readonly image: string;
+  readonly isReady: boolean;
+  readonly isRunning: boolean;
+  readonly restarts: number;
+  /** Why it does not run, and what is said of it. */
+  readonly reason: string | undefined;
+  readonly message: string | undefined;
+}
+
+/** Of a pod, or of a pod's template. */
+export function containersOf(object: unknown): readonly Container[] {
+  const spec = fieldsOf(fieldsOf(object)["spec"]);
+  const read = (list: Container["list"]) =>
+    listOf(spec[list]).flatMap(({ name, image, restartPolicy }) =>
+      typeof name === "string"
+        ? [
+            {
+              name,
+              image: textOf(image),
+              list,
+              isRunning: list === "containers" || restartPolicy === "Always",
+            },
+          ]
+        : [],
+    );
+  return [...read("containers"), ...read("initContainers")];
+}
+
+export function imagesOf(object: unknown): Images {
+  return Object.fromEntries(containersOf(object).map(({ name, image }) => [name, image]));
+}
+
+/** Of these containers, those that have other images. */
+export function differing(object: unknown, wanted: Images): readonly Container[] {
+  return containersOf(object).filter(({ name, image }) => {
+    const other = wanted[name];
+    return other !== undefined && other !== image;
+  });
+}
+
+/** Of a pod's or a template's spec, what gives these containers these images (strategic); undefined where they have them. */
+export function specPatch(object: unknown, images: Images): Readonly<Record<string, unknown>> | undefined {
+  const others = differing(object, images);
+  if (others.length === 0) return undefined;
+  return Object.fromEntries(
+    (["containers", "initContainers"] as const).flatMap((list) => {
+      const own = others.filter((container) => container.list === list);
+      return own.length === 0 ? [] : [[list, own.map(({ name }) => ({ name, image: images[name] }))]];
+    }),
+  );
+}
+
+export function stateOf(pod: KubernetesObject, container: string): ContainerState | undefined {
+  const status = fieldsOf(pod["status"]);
+  const all = [...listOf(status["containerStatuses"]), ...listOf(status["initContainerStatuses"])];
+  const found = all.find(({ name }) => name === container);
+  if (found === undefined) return undefined;
+  const { waiting, terminated, running } = fieldsOf(found["state"]);
+  const stopped = fieldsOf(waiting ?? terminated);
+  return {
+    containerID: textOf(found["containerID"]),
+    imageID: textOf(found["imageID"]),
+    image: textOf(found["image"]),
+    isReady: found["ready"] === true,
+    isRunning: running !== undefined,
+    restarts: typeof found["restartCount"] === "number" ? found["restartCount"] : 0,
+    reason: textOf(stopped["reason"]) || undefined,
+    message: textOf(stopped["message"]) || undefined,
+  };
+}
+
+export function isReady(pod: KubernetesObject): boolean {
+  return conditionOf(pod, "Ready")?.status === "True" && !isLeaving(pod);
+}
+
+export function areContainersReady(pod: KubernetesObject): boolean {
+  return conditionOf(pod, "ContainersReady")?.status === "True";
+}
+
+/** On its way out, whoever has it deleted. */
+export function isLeaving(pod: KubernetesObject): boolean {
+  return fieldsOf(pod.metadata)["deletionTimestamp"] !== undefined;
+}
+
+export function isOver(pod: KubernetesObject): boolean {
+  const { phase } = fieldsOf(pod["status"]);
+  return phase === "Succeeded" || phase === "Failed";
+}
+
+/** To be in service, now or soon: neither over nor on its way out. */
+export function isServing(pod: KubernetesObject): boolean {
+  return !isOver(pod) && !isLeaving(pod);
+}
+
+export function hasGate(object: unknown): boolean {
+  const spec = fieldsOf(fieldsOf(object)["spec"]);
+  return listOf(spec["readinessGates"]).some(({ conditionType }) => conditionType === readinessGate);
+}
+
+export function isGateOpen(pod: KubernetesObject): boolean {
+  return conditionOf(pod, readinessGate)?.status === "True";
+}
+
+export function nodeOf(pod: KubernetesObject): string | undefined {
+  return textOf(fieldsOf(pod["spec"])["nodeName"]) || undefined;
+}
+
+export function uidOf({ metadata }: KubernetesObject): string {
+  return metadata.uid ?? "";
+}
+
+export function annotationOf({ metadata }: KubernetesObject, name: string): string | undefined {
+  return textOf(fieldsOf(fieldsOf(metadata)["annotations"])[name]) || undefined;
+}
+
+/** Whether kubelet has seen the pod as it is now; older ones do not say, and are taken to have. */
+export function isSeen(pod: KubernetesObject): boolean {
+  const { observedGeneration } = fieldsOf(pod["status"]);
+  const { generation } = fieldsOf(pod.metadata);
+  if (typeof observedGeneration !== "number" || typeof generation !== "number") return true;
+  return observedGeneration >= generation;
+}
+
+export interface Owner {
+  readonly apiVersion: string;
+  readonly kind: string;
+  readonly name: string;
+  readonly uid: string;
+}
+
+/** Who makes its like anew when it goes. */
+export function controllerOf({ metadata }: KubernetesObject): Owner | undefined {
+  const found = listOf(fieldsOf(metadata)["ownerReferences"]).find(({ controller }) => controller === true);
+  if (found === undefined) return undefined;
+  const [apiVersion, kind, name, uid] = ["apiVersion", "kind", "name", "uid"].map((key) =>
+    textOf(found[key]),
+  );
+  return { apiVersion: apiVersion ?? "", kind: kind ?? "", name: name ?? "", uid: uid ?? "" };
+}
+
+/** Undefined where there is none, or none of ours. */
+export function markOf(pod: KubernetesObject): Mark | undefined {
+  try {
+    const mark = fieldsOf(JSON.parse(annotationOf(pod, upgradeAnnotation) ?? ""));
+    return {
+      from: wordsOf(mark["from"]),
+      to: wordsOf(mark["to"]),
+      before: Object.fromEntries(
+        Object.entries(fieldsOf(mark["before"])).map(([name, value]) => {
+          const { containerID, imageID } = fieldsOf(value);
+          return [name, { containerID: textOf(containerID), imageID: textOf(imageID) }];
+        }),
+      ),
+      wasReady: mark["wasReady"] === true,
+      prewarmed: (Array.isArray(mark["prewarmed"]) ? mark["prewarmed"] : []).map(String),
+    };
+  } catch {
+    return undefined;
+  }
+}
+
+export function areEqual(one: Images, other: Images): boolean {
+  const names = Object.keys(one);
+  return names.length === Object.keys(other).length && names.every((name) => one[name] === other[name]);
+}
+
+function wordsOf(value: unknown): Images {
+  return Object.fromEntries(Object.entries(fieldsOf(value)).map(([name, word]) => [name, String(word)]));
+}
+
+export function fieldsOf(value: unknown): Fields {
+  const isFields = typeof value === "object" && value !== null && !Array.isArray(value);
+  return isFields ? (value as Fields) : {};
+}
+
+export function listOf(value: unknown): readonly Fields[] {
+  return Array.isArray(value) ? value.map(fieldsOf) : [];
+}
+
+export function textOf(value: unknown): string {
+  return typeof value === "string" ? value : "";
+}
+
+export function numberOf(value: unknown, otherwise: number): number {
+  return typeof value === "number" ? value : otherwise;
+}

@@ -1,0 +1,157 @@
+// The pods of a workload, one after another or a few at a time: never are more of them out of service than may be.
+//
+// What counts is what the API tells of all its pods, whoever has made them unready: those that are not ready, those that
+// somebody is at, and those that should be there and are not. A pod that is not ready anyway may be gone about at any
+// time, and first. Pods that come meanwhile are taken in.
+
+import type { KubernetesObject } from "../cluster/cluster.ts";
+import { abortError, PullError } from "../errors.ts";
+import { type ExchangeOptions, exchange, type Goal } from "./exchange.ts";
+import { isReady, isServing, uidOf } from "./pod.ts";
+import { someOf } from "./workload.ts";
+
+export interface RollingOptions extends ExchangeOptions {
+  readonly maxUnavailable: number;
+  readonly replicas: () => number;
+  /** What a pod is to come to; undefined where it has. */
+  readonly goalOf: (pod: KubernetesObject) => Goal | undefined;
+  /** Before anything else is done with a pod; none where nothing is. */
+  readonly prepare?: (pod: KubernetesObject, signal: AbortSignal) => Promise<void>;
+  /** What fails ends all; or the others are gone on with, and it is left. */
+  readonly failed: (pod: KubernetesObject, failure: PullError) => "end" | "go on";
+  readonly signal: AbortSignal;
+}
+
+/** Throws the first failure that ends it, once nobody is at any pod any more. */
+export async function roll(options: RollingOptions): Promise<void> {
+  await new Rolling(options).run();
+}
+
+class Rolling {
+  readonly #options: RollingOptions;
+  readonly #busy = new Map<string, Promise<void>>();
+  /** What has failed and was left. */
+  readonly #left = new Set<string>();
+  readonly #abort = new AbortController();
+  #failure: PullError | undefined;
+
+  constructor(options: RollingOptions) {
+    this.#options = options;
+  }
+
+  async run(): Promise<void> {
+    const { signal } = this.#options;
+    const stop = (): void => this.#end(abortError(signal));
+    signal.addEventListener("abort", stop, { once: true });
+    if (signal.aborted) stop();
+    try {
+      while (this.#failure === undefined) if (!(await this.#step())) break;
+    } catch (error) {
+      this.#end(PullError.from(error));
+    } finally {
+      signal.removeEventListener("abort", stop);
+      await Promise.all(this.#busy.values());
+    }
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** Begins with what may be begun, and waits until that may be more; false once there is nothing left to do. */
+  async #step(): Promise<boolean> {
+    const { pods, timeoutMs } = this.#options;
+    const next = this.#next();
+    if (next) {
+      this.#begin(next);
+      return true;
+    }
+    if (this.#isDone()) return false;
+    const over = new AbortController();
+    const isChanged = pods.until(() => (this.#next() || this.#isDone() ? true : undefined), {
+      otherwise: `no more pods may be taken out of service: ${this.#whyNot()}; nothing changed`,
+      // Whoever is at a pod has a time of its own.
+      timeoutMs: this.#busy.size > 0 ? 2 ** 31 - 1 : timeoutMs,
+      signal: AbortSignal.any([this.#abort.signal, over.signal]),
+    });
+    try {
+      await Promise.race([isChanged, ...this.#busy.values()]);
+    } finally {
+      isChanged.catch(() => {});
+      over.abort();
+    }
+    return true;
+  }
+
+  #isDone(): boolean {
+    return this.#busy.size === 0 && this.#open().length === 0;
+  }
+
+  #open(): readonly KubernetesObject[] {
+    const { pods, goalOf } = this.#options;
+    const open = pods.all.filter((pod) => {
+      const uid = uidOf(pod);
+      return isServing(pod) && !this.#busy.has(uid) && !this.#left.has(uid) && goalOf(pod) !== undefined;
+    });
+    return open.toSorted(inOrder);
+  }
+
+  #next(): KubernetesObject | undefined {
+    const [first] = this.#open();
+    if (first === undefined || !isReady(first)) return first;
+    return this.#unavailable() < this.#options.maxUnavailable ? first : undefined;
+  }
+
+  #unavailable(): number {
+    const { replicas } = this.#options;
+    const serving = this.#serving();
+    const out = serving.filter((pod) => !isReady(pod) || this.#busy.has(uidOf(pod)));
+    return out.length + Math.max(0, replicas() - serving.length);
+  }
+
+  #serving(): readonly KubernetesObject[] {
+    return this.#options.pods.all.filter(isServing);
+  }
+
+  #whyNot(): string {
+    const { replicas, maxUnavailable } = this.#options;
+    const serving = this.#serving();
+    const unready = serving.flatMap((pod) => (isReady(pod) ? [] : [pod.metadata.name]));
+    const absent = Math.max(0, replicas() - serving.length);
+    const all = [
+      ...(unready.length > 0 ? [`not ready: ${someOf(unready)}`] : []),
+      ...(absent > 0 ? [`${absent} not there`] : []),
+    ];
+    return `at most ${maxUnavailable} of ${replicas()}, and ${all.join(", ")}`;
+  }
+
+  #begin(pod: KubernetesObject): void {
+    const uid = uidOf(pod);
+    const work = this.#work(pod)
+      .catch((error: unknown) => {
+        const failure = PullError.from(error);
+        if (this.#failure !== undefined) return;
+        if (this.#options.failed(pod, failure) === "end") this.#end(failure);
+        else this.#left.add(uid);
+      })
+      .finally(() => this.#busy.delete(uid));
+    this.#busy.set(uid, work);
+  }
+
+  async #work(pod: KubernetesObject): Promise<void> {
+    const { prepare, goalOf, pods } = this.#options;
+    const { signal } = this.#abort;
+    await prepare?.(pod, signal);
+    const fresh = pods.get(uidOf(pod));
+    const goal = fresh && goalOf(fresh);
+    if (goal) await exchange(this.#options, fresh, goal, signal);
+  }
+
+  #end(failure: PullError): void {
+    this.#failure ??= failure;
+    this.#abort.abort(failure);
+  }
+}
+
+/** What is not ready first, then the last ones first, as a StatefulSet's own updates have it. */
+export function inOrder(one: KubernetesObject, other: KubernetesObject): number {
+  const readiness = Number(isReady(one)) - Number(isReady(other));
+  return readiness || other.metadata.name.localeCompare(one.metadata.name, "en", { numeric: true });
+}

@@ -1,0 +1,196 @@
+// StatefulSets and DaemonSets that replace no pods by themselves, and bare pods: each pod is upgraded here, and the template
+// at last. If anything fails, all pods that were begun with become again what they were.
+
+import type { KubernetesObject } from "../cluster/cluster.ts";
+import { PullError } from "../errors.ts";
+import type { Goal } from "./exchange.ts";
+import type { Outcome, Plan } from "./inplace.ts";
+import {
+  areEqual,
+  differing,
+  fieldsOf,
+  isGateOpen,
+  isLeaving,
+  isReady,
+  isServing,
+  markOf,
+  numberOf,
+  uidOf,
+} from "./pod.ts";
+import { type RollingOptions, roll } from "./rolling.ts";
+import { labelOf, revisionOf, revisionPatch, templateOf, templatePatch } from "./template.ts";
+import { knownPods, unmarkAll, type Work } from "./work.ts";
+import { replicasOf, someOf } from "./workload.ts";
+
+/** Never throws; what has failed is in its outcome. */
+export async function rollOut(work: Work, plan: Plan): Promise<Outcome> {
+  const touched = { template: false };
+  try {
+    await knownPods(work);
+    const pods = await upgradePods(work, plan, touched);
+    await unmarkAll(work, work.signal, () => true);
+    return { kind: "upgraded", pods };
+  } catch (error) {
+    return await rollBack(work, plan, PullError.from(error), touched.template);
+  }
+}
+
+async function upgradePods(work: Work, plan: Plan, touched: { template: boolean }): Promise<number> {
+  const { pods, signal, warming, workload, request } = work;
+  const { kind, name } = request;
+  const goalOf = goalFor(work);
+  const first = pods.all.filter((pod) => isServing(pod) && goalOf(pod) !== undefined);
+  await allOrFirstFailure(first, async (pod, of) => await warming.of(pod, of), signal);
+  const upgraded = new Set<string>();
+  const rolling: RollingOptions = {
+    ...rollingOf(work, plan),
+    goalOf,
+    prepare: async (pod, of) => {
+      upgraded.add(uidOf(pod));
+      await warming.of(pod, of);
+    },
+    failed: () => "end",
+    signal,
+  };
+  await roll(rolling);
+  if (kind === "pod") {
+    const pod = pods.get(uidOf(workload.object));
+    if (pod === undefined || isLeaving(pod))
+      throw new PullError("not_found", `pod/${name} was deleted meanwhile`);
+    return upgraded.size;
+  }
+  if (differing(templateOf(workload.object), request.images).length > 0) {
+    touched.template = true;
+    await bringInLine(work);
+  }
+  // One may have been made of the former template just before.
+  await roll(rolling);
+  return upgraded.size;
+}
+
+/** As soon as one fails, the others are not waited for. */
+async function allOrFirstFailure<Value>(
+  values: readonly Value[],
+  work: (value: Value, signal: AbortSignal) => Promise<void>,
+  signal: AbortSignal,
+): Promise<void> {
+  const abort = new AbortController();
+  const both = AbortSignal.any([signal, abort.signal]);
+  const all = values.map(async (value) => {
+    try {
+      await work(value, both);
+    } catch (error) {
+      abort.abort(PullError.from(error));
+      throw error;
+    }
+  });
+  await Promise.allSettled(all);
+  if (abort.signal.aborted) throw PullError.from(abort.signal.reason);
+}
+
+function goalFor({ request }: Work): (pod: KubernetesObject) => Goal | undefined {
+  const { images } = request;
+  const goal: Goal = { images, isBack: false, mustBeReady: true };
+  return (pod) => {
+    if (differing(pod, images).length > 0) return goal;
+    const mark = markOf(pod);
+    // Begun with, and not ended: by us, or by one that was broken off.
+    return mark !== undefined && areEqual(mark.to, images) && !(isReady(pod) && isGateOpen(pod))
+      ? goal
+      : undefined;
+  };
+}
+
+function rollingOf(work: Work, plan: Plan) {
+  const { steady, pods, pathOf, request, options, workload } = work;
+  const minReadySeconds = numberOf(fieldsOf(workload.object["spec"])["minReadySeconds"], 0);
+  return {
+    steady,
+    pods,
+    pathOf,
+    graceMs: plan.graceMs ?? 0,
+    timeoutMs: request.timeoutMs,
+    minReadyMs: 1000 * minReadySeconds,
+    told: options.told,
+    maxUnavailable: plan.maxUnavailable ?? 1,
+    replicas: () => replicasOf(workload),
+  };
+}
+
+async function bringInLine(work: Work): Promise<void> {
+  const { options, workload, steady, request, signal, pods, pathOf } = work;
+  const before = await revisionOf(options.cluster, steady, workload, signal);
+  options.told({ event: "note", text: `the template of ${request.kind}/${request.name} is brought in line` });
+  const fresh = await steady.get(workload.path, signal);
+  await steady.amend(workload.path, fresh, (object) => templatePatch(object, request.images), signal);
+  const now = await revisionOf(options.cluster, steady, workload, signal);
+  if (before === undefined || now === undefined) {
+    const text = `the controller of ${request.kind}/${request.name} names no revision: its pods count as not updated`;
+    options.told({ event: "note", text });
+    return;
+  }
+  const own = pods.all.filter((pod) => isServing(pod) && differing(pod, request.images).length === 0);
+  const others = own
+    .filter((pod) => labelOf(pod) !== before && labelOf(pod) !== now)
+    .map(({ metadata }) => metadata.name);
+  if (others.length > 0) {
+    const text = `${someOf(others)} differ from the template in more than images, and count as not updated`;
+    options.told({ event: "note", text });
+  }
+  for (const pod of own) {
+    const labelled = await steady.amend(pathOf(pod), pod, (one) => revisionPatch(one, before, now), signal);
+    pods.saw(labelled);
+  }
+}
+
+/** Whatever ended it, the way back ends only when the lock is lost. */
+async function rollBack(
+  work: Work,
+  plan: Plan,
+  failure: PullError,
+  isTemplateTouched: boolean,
+): Promise<Outcome> {
+  const { pods, lost, request, options, steady, workload } = work;
+  if (lost.aborted) return { kind: "left", failure, left: [`${request.kind}/${request.name}`] };
+  options.told({ event: "failure", error: failure.message });
+  pods.forgive();
+  const isOurs = (pod: KubernetesObject): boolean => {
+    const mark = markOf(pod);
+    return isServing(pod) && mark !== undefined && areEqual(mark.to, request.images);
+  };
+  const goalOf = (pod: KubernetesObject): Goal | undefined => {
+    const mark = markOf(pod);
+    if (!isOurs(pod) || mark === undefined) return undefined;
+    const isBack =
+      differing(pod, mark.from).length === 0 && isGateOpen(pod) && (isReady(pod) || !mark.wasReady);
+    return isBack ? undefined : { images: mark.from, isBack: true, mustBeReady: mark.wasReady };
+  };
+  const touched = new Set(pods.all.filter((pod) => goalOf(pod) !== undefined).map(uidOf));
+  const left: string[] = [];
+  const leave = (pod: KubernetesObject, error: PullError): "go on" => {
+    const { name } = pod.metadata;
+    left.push(`pod ${name}: ${error.message}`);
+    options.told({ event: "pod", pod: name, step: "left", detail: error.message });
+    return "go on";
+  };
+  try {
+    if (isTemplateTouched) {
+      const { images } = templateFrom(work);
+      await steady.amend(workload.path, workload.object, (object) => templatePatch(object, images), lost);
+    }
+    await roll({ ...rollingOf(work, plan), goalOf, failed: leave, signal: lost });
+  } catch (error) {
+    const open = pods.all.filter((pod) => goalOf(pod) !== undefined).map(({ metadata }) => metadata.name);
+    const names = open.length > 0 ? `pods ${someOf(open)}` : `${request.kind}/${request.name}`;
+    left.push(`${names}: ${PullError.from(error).message}`);
+  }
+  await unmarkAll(work, lost, (pod) => isOurs(pod) && goalOf(pod) === undefined);
+  if (left.length > 0) return { kind: "left", failure, left };
+  return { kind: "rolled back", failure, pods: touched.size };
+}
+
+/** What the template had before. */
+function templateFrom({ workload, request }: Work) {
+  const former = differing(templateOf(workload.object), request.images);
+  return { images: Object.fromEntries(former.map(({ name, image }) => [name, image])) };
+}

@@ -1,0 +1,98 @@
+// The cluster's API for somebody who changes something step by step: short absences are waited for, and what has changed
+// meanwhile is looked at again before it is changed.
+//
+// Every change names the version of the object that it was made for, so that one whose answer was lost is not made twice,
+// and nobody else's is undone. Before each, the lock is made sure of.
+
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Change, Cluster, KubernetesObject } from "../cluster/cluster.ts";
+import { PullError, throwIfAborted } from "../errors.ts";
+import { uidOf } from "./pod.ts";
+
+const pauseMs = { first: 200, most: 5_000 } as const;
+/** Others change an object as well, kubelet its status above all. */
+const conflictsMax = 20;
+
+export interface Patch {
+  readonly kind: "merge" | "strategic";
+  readonly patch: Readonly<Record<string, unknown>>;
+}
+
+export class Steady {
+  readonly #cluster: Cluster;
+  readonly #awayMs: number;
+  /** Called before each change; throws where nothing may be changed any more. */
+  ensure: (signal: AbortSignal) => Promise<void> = async () => {};
+
+  constructor(cluster: Cluster, awayMs: number) {
+    this.#cluster = cluster;
+    this.#awayMs = awayMs;
+  }
+
+  async get(path: string, signal: AbortSignal): Promise<KubernetesObject> {
+    return await this.persist(async () => await this.#cluster.get(path, signal), signal);
+  }
+
+  /** As {@link Cluster.write}, without looking at the lock. */
+  async write(change: Change, signal: AbortSignal): Promise<KubernetesObject> {
+    return await this.persist(async () => await this.#cluster.write(change, signal), signal);
+  }
+
+  /**
+   * Changes what this patch says of the object as it is now; nothing where it says nothing. Throws `not_found` where the
+   * object is gone, or another one has its name.
+   */
+  async amend(
+    path: string,
+    seen: KubernetesObject,
+    patchFor: (object: KubernetesObject) => Patch | undefined,
+    signal: AbortSignal,
+    subresource = "",
+  ): Promise<KubernetesObject> {
+    let object = seen;
+    for (let attempt = 0; ; attempt++) {
+      await this.ensure(signal);
+      const made = patchFor(object);
+      if (made === undefined) return object;
+      const { uid, resourceVersion } = object.metadata;
+      const given = made.patch["metadata"] as object | undefined;
+      const patch = { ...made.patch, metadata: { ...given, uid, resourceVersion } };
+      try {
+        return await this.write({ kind: made.kind, path: `${path}${subresource}`, patch }, signal);
+      } catch (error) {
+        if (PullError.from(error).code !== "conflict" || attempt >= conflictsMax) throw error;
+      }
+      const fresh = await this.get(path, signal);
+      if (uidOf(fresh) !== uidOf(seen))
+        throw new PullError("not_found", `${seen.metadata.name} was replaced`);
+      object = fresh;
+    }
+  }
+
+  /** Tries what may succeed later again for as long as the API may be away. */
+  async persist<Value>(attempt: () => Promise<Value>, signal: AbortSignal): Promise<Value> {
+    let sinceMs: number | undefined;
+    for (let times = 0; ; times++) {
+      throwIfAborted(signal);
+      try {
+        return await attempt();
+      } catch (error) {
+        throwIfAborted(signal);
+        const failure = PullError.from(error, "unavailable");
+        if (!failure.temporary) throw failure;
+        sinceMs ??= performance.now();
+        const seconds = Math.round(this.#awayMs / 1000);
+        if (performance.now() - sinceMs >= this.#awayMs)
+          throw new PullError(
+            "unavailable",
+            `the cluster's API was lost for ${seconds} s: ${failure.message}`,
+            {
+              cause: error,
+            },
+          );
+      }
+      const pause = Math.min(pauseMs.most, pauseMs.first * 2 ** times);
+      await sleep(pause * (0.5 + 0.5 * Math.random()), undefined, { signal }).catch(() => {});
+    }
+  }
+}

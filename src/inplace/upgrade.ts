@@ -1,0 +1,120 @@
+// An upgrade from its plan to its outcome. Planning changes nothing in the cluster; whatever is upgraded is read again
+// once the lock is held, since it may be what somebody else has just ended.
+
+import type { KubernetesObject } from "../cluster/cluster.ts";
+import { mustBeAllowed } from "./access.ts";
+import { strategyPatch, upgradeCloneSet } from "./cloneset.ts";
+import type { Outcome, Plan, PlannedPod, UpgradeOptions, UpgradeRequest } from "./inplace.ts";
+import {
+  annotationOf,
+  areEqual,
+  differing,
+  fieldsOf,
+  type Images,
+  imagesOf,
+  isGateOpen,
+  isReady,
+  isServing,
+  markOf,
+  nodeOf,
+  textOf,
+  upgradeAnnotation,
+} from "./pod.ts";
+import { inOrder } from "./rolling.ts";
+import { rollOut } from "./rollout.ts";
+import { templateOf } from "./template.ts";
+import { begin, knownPods, podsOf } from "./work.ts";
+import { mustBeUpgradable, mustHaveGates, readWorkload, replicasOf, type Workload } from "./workload.ts";
+
+const usualGraceMs = 10_000;
+
+/**
+ * What would be done. Throws `not_found`, `unsupported` (with the change to the manifest that would help), `refused` (with
+ * the permissions that are missing), `invalid` and `unavailable`.
+ */
+export async function planUpgrade(
+  options: UpgradeOptions,
+  request: UpgradeRequest,
+  signal: AbortSignal,
+): Promise<Plan> {
+  const workload = await readWorkload(options.cluster, request, signal);
+  mustBeUpgradable(workload, request.images);
+  await mustBeAllowed(options.cluster, request, signal);
+  await using pods = podsOf(options, workload);
+  await knownPods({ pods, request, signal });
+  return planFor(workload, request, pods.all.filter(isServing));
+}
+
+/** Does it, and rolls back what fails. Throws like {@link planUpgrade}, and `exists` where another upgrade goes on. */
+export async function upgrade(
+  options: UpgradeOptions,
+  request: UpgradeRequest,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  const { cluster } = options;
+  const seen = await readWorkload(cluster, request, signal);
+  mustBeUpgradable(seen, request.images);
+  await using work = await begin(options, request, seen, signal);
+  const workload = await readWorkload(cluster, request, signal);
+  mustBeUpgradable(workload, request.images);
+  await knownPods(work);
+  const plan = planFor(workload, request, work.pods.all.filter(isServing));
+  const fresh = { ...work, workload };
+  return request.kind === "cloneset" ? await upgradeCloneSet(fresh) : await rollOut(fresh, plan);
+}
+
+function planFor(workload: Workload, request: UpgradeRequest, all: readonly KubernetesObject[]): Plan {
+  const { images, kind, maxUnavailable, graceMs } = request;
+  const open = all
+    .filter((pod) => differing(pod, images).length > 0 || isBegun(pod, images))
+    .toSorted(inOrder);
+  const isOpenKruise = kind === "cloneset";
+  if (!isOpenKruise) mustHaveGates(open);
+  return {
+    request,
+    pods: open.map((pod) => plannedPod(pod, images)),
+    podsInAll: all.length,
+    maxUnavailable: isOpenKruise ? undefined : countOf(maxUnavailable, replicasOf(workload)),
+    graceMs: isOpenKruise ? undefined : (graceMs ?? usualGraceMs),
+    changes: [...templateChanges(workload, images), ...strategyChanges(workload, request)],
+  };
+}
+
+function isBegun(pod: KubernetesObject, images: Images): boolean {
+  const mark = markOf(pod);
+  return mark !== undefined && areEqual(mark.to, images) && !(isReady(pod) && isGateOpen(pod));
+}
+
+function plannedPod(pod: KubernetesObject, images: Images): PlannedPod {
+  const now = imagesOf(pod);
+  const others = differing(pod, images).map(({ name }) => [name, now[name] ?? ""]);
+  return {
+    name: pod.metadata.name,
+    node: nodeOf(pod),
+    isReady: isReady(pod),
+    from: Object.fromEntries(others) as Images,
+    isBegun: annotationOf(pod, upgradeAnnotation) !== undefined,
+  };
+}
+
+/** A share is rounded down, and never to none. */
+function countOf(share: UpgradeRequest["maxUnavailable"], replicas: number): number {
+  if (share === undefined) return 1;
+  return "count" in share ? share.count : Math.max(1, Math.floor((replicas * share.percent) / 100));
+}
+
+function templateChanges({ target, object }: Workload, images: Images): readonly string[] {
+  if (target.kind === "pod") return [];
+  return differing(templateOf(object), images).map(
+    ({ name, image, list }) => `spec.template.spec.${list}, ${name}: ${image} -> ${images[name]}`,
+  );
+}
+
+function strategyChanges({ object }: Workload, request: UpgradeRequest): readonly string[] {
+  if (request.kind !== "cloneset") return [];
+  const now = fieldsOf(fieldsOf(object["spec"])["updateStrategy"]);
+  return Object.entries(strategyPatch(object, request)).flatMap(([key, value]) => {
+    const [before, after] = [now[key], value].map((one) => textOf(one) || JSON.stringify(one) || "unset");
+    return before === after ? [] : [`spec.updateStrategy.${key}: ${before} -> ${after}`];
+  });
+}

@@ -1,0 +1,115 @@
+// What all kinds of upgrade share while they go on: the workload, its pods, the lock, and their failure's way back.
+
+import { randomBytes } from "node:crypto";
+import type { KubernetesObject } from "../cluster/cluster.ts";
+import { PullError } from "../errors.ts";
+import { type UpgradeOptions, type UpgradeRequest, usualPace } from "./inplace.ts";
+import { Lock } from "./lock.ts";
+import { annotationOf, upgradeAnnotation } from "./pod.ts";
+import { Steady } from "./steady.ts";
+import { unmarked, Warming } from "./warm.ts";
+import { Watched } from "./watched.ts";
+import { someOf, type Workload } from "./workload.ts";
+
+export interface Work extends AsyncDisposable {
+  readonly options: UpgradeOptions;
+  readonly request: UpgradeRequest;
+  readonly workload: Workload;
+  readonly pods: Watched;
+  readonly steady: Steady;
+  readonly warming: Warming;
+  readonly pathOf: (pod: KubernetesObject) => string;
+  /** Aborted when it is to end, or somebody else has the lock. */
+  readonly signal: AbortSignal;
+  /** Aborted when somebody else has the lock: then nothing may be touched any more. */
+  readonly lost: AbortSignal;
+}
+
+export function podsOf(options: UpgradeOptions, { collection, isOwn }: Workload): Watched {
+  return new Watched(options.cluster, collection, isOwn, (options.pace ?? usualPace).awayMs);
+}
+
+/** Takes the lock. Throws `exists` where another upgrade goes on. */
+export async function begin(
+  options: UpgradeOptions,
+  request: UpgradeRequest,
+  workload: Workload,
+  signal: AbortSignal,
+): Promise<Work> {
+  const { cluster, holder, told, pace = usualPace } = options;
+  const steady = new Steady(cluster, pace.awayMs);
+  const { namespace, kind, name } = request;
+  const waits = (other: string): void =>
+    told({
+      event: "note",
+      text: `${kind}/${name} is locked by ${other}: waiting to see whether that goes on`,
+    });
+  const owner = workload.object;
+  const lock = await Lock.take({ steady, namespace, owner, holder, lifeMs: pace.lockMs, waits }, signal);
+  steady.ensure = async (of) => await lock.ensure(of);
+  const pods = podsOf(options, workload);
+  const pathOf = ({ metadata }: KubernetesObject): string =>
+    `/api/v1/namespaces/${encodeURIComponent(namespace)}/pods/${encodeURIComponent(metadata.name)}`;
+  const { images, isPrewarmed, timeoutMs } = request;
+  const warming = new Warming({
+    steady,
+    pods,
+    pathOf,
+    images,
+    request: randomBytes(8).toString("hex"),
+    isPrewarmed,
+    timeoutMs,
+    answerMs: pace.answerMs,
+    told,
+  });
+  return {
+    options,
+    request,
+    workload,
+    pods,
+    steady,
+    warming,
+    pathOf,
+    signal: AbortSignal.any([signal, lock.lost]),
+    lost: lock.lost,
+    [Symbol.asyncDispose]: async () => {
+      await pods[Symbol.asyncDispose]();
+      await lock[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Waits until the pods are known. */
+export async function knownPods({
+  pods,
+  request,
+  signal,
+}: Pick<Work, "pods" | "request" | "signal">): Promise<void> {
+  const { timeoutMs } = request;
+  await pods.until(() => true, { otherwise: "the pods were not heard of", timeoutMs, signal });
+}
+
+/** Takes from the pods what was written on them. What fails of that fails nothing else, and is told. */
+export async function unmarkAll(
+  work: Work,
+  signal: AbortSignal,
+  which: (pod: KubernetesObject) => boolean,
+): Promise<void> {
+  const { pods, steady, pathOf, options } = work;
+  const marked = pods.all.filter((pod) => annotationOf(pod, upgradeAnnotation) !== undefined && which(pod));
+  const failed: string[] = [];
+  await Promise.all(
+    marked.map(async (pod) => {
+      try {
+        await steady.amend(pathOf(pod), pod, unmarked, signal);
+      } catch (error) {
+        if (PullError.from(error).code !== "not_found") failed.push(pod.metadata.name);
+      }
+    }),
+  );
+  if (failed.length > 0)
+    options.told({
+      event: "note",
+      text: `annotations of Hawser stay on ${someOf(failed)}: the next upgrade takes them away`,
+    });
+}
