@@ -49,7 +49,7 @@ export function identityOf({ name, nodeName, rules }: IdentityOptions): Identity
   return { username, nodeName, rules: rules ?? (nodeName === undefined ? undefined : nodeRules) };
 }
 
-export function isAllowed({ rules }: Identity, verb: string, asked: Asked): boolean {
+function isAllowed({ rules }: Identity, verb: string, asked: Asked): boolean {
   if (rules === undefined) return true;
   const { group, namespace, name } = asked;
   const full = asked.subresource === "" ? asked.resource : `${asked.resource}/${asked.subresource}`;
