@@ -84,6 +84,9 @@ test("what there is, what comes, changes and goes; nothing of other nodes", asyn
   await follower.untilKnown("two");
   expect(follower.lists).toBe(1);
   expect(api.requests[0]).toEqual({
+    identity: `system:node:${api.nodeName}`,
+    contentType: "",
+    body: undefined,
     method: "GET",
     path: pods,
     query: { fieldSelector: `spec.nodeName=${api.nodeName}`, limit: "500", resourceVersion: "0" },

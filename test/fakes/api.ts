@@ -1,8 +1,9 @@
-// A Kubernetes API server as far as those see it who list, watch and read: resource versions, pages with tokens, watches
-// from a version with bookmarks, 410 for what is too old, 429 for who asks too much, connections that break.
+// A Kubernetes API server as far as those see it who list, watch, read and write: resource versions, pages with tokens,
+// watches from a version with bookmarks, 410 for what is too old, 429 for who asks too much, connections that break;
+// creations, patches and removals with their conflicts, and who may do what.
 //
-// Objects are kept by the path of their collection. Every change has a version of its own, and a log of changes is kept
-// until a test compacts it. Requests need the token that the kubeconfig has.
+// Objects are kept by the path of their collection (kubernetes/store.ts). Every change has a version of its own, and a log
+// of changes is kept until a test compacts it. Requests need the token that one of the kubeconfigs has.
 
 import { randomUUID } from "node:crypto";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -11,68 +12,77 @@ import { createServer, type Server } from "node:https";
 import type { AddressInfo, Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { Authority, readPair } from "../harness/authority.ts";
-
-export interface ApiObject {
-  readonly metadata: Readonly<Record<string, unknown>> & {
-    readonly name: string;
-    readonly namespace?: string;
-  };
-  readonly [key: string]: unknown;
-}
-
-interface Change {
-  readonly type: "ADDED" | "MODIFIED" | "DELETED";
-  readonly collection: string;
-  readonly object: ApiObject;
-  readonly version: number;
-}
-
-interface Watch {
-  readonly collection: string;
-  readonly selector: string;
-  readonly response: ServerResponse;
-}
+import {
+  type Identity,
+  type IdentityOptions,
+  identityOf,
+  mustBeAllowed,
+  reviewed,
+} from "./kubernetes/access.ts";
+import { Reads } from "./kubernetes/reads.ts";
+import { Refusal, statusOf } from "./kubernetes/refusal.ts";
+import { type ApiObject, type Listener, ObjectStore } from "./kubernetes/store.ts";
+import { type Target, targetOf } from "./kubernetes/target.ts";
+import { create, mustRead, patch, remove } from "./kubernetes/write.ts";
 
 export interface ApiRequest {
   readonly method: string;
   readonly path: string;
   readonly query: Readonly<Record<string, string>>;
+  /** The name of who asks; undefined for a token that nobody has. */
+  readonly identity: string | undefined;
+  readonly contentType: string;
+  /** Parsed, where there is one. */
+  readonly body: unknown;
 }
 
-/** A page's next one. */
-interface Page {
-  readonly items: readonly ApiObject[];
-  readonly version: number;
+/** What happens to a request instead of the usual; first it waits, then the rest of these. */
+export interface ApiBehaviour {
+  readonly hold?: Promise<void>;
+  /** The connection breaks, and nothing is done. */
+  readonly drop?: boolean;
+  /** Answered with this, and nothing is done. */
+  readonly status?: number;
+  readonly headers?: Readonly<Record<string, string>>;
+  /** It is done, and the connection breaks instead of an answer. */
+  readonly dropAfter?: boolean;
 }
+
+interface Answer {
+  readonly status: number;
+  readonly body: unknown;
+}
+
+const verbs: Readonly<Record<string, string>> = { POST: "create", PATCH: "patch", DELETE: "delete" };
 
 export class FakeApi implements AsyncDisposable {
   /** Of the node that has the kubeconfig. */
   readonly nodeName = "node-1.example.com";
   readonly kubeconfig: string;
   readonly requests: ApiRequest[] = [];
-  /** Answers instead of the server: a status, with a body and headers of the test's. */
-  behave: (request: ApiRequest) => { status: number; headers?: Record<string, string> } | undefined = () =>
-    undefined;
+  /** What is to happen to a request; undefined for the usual. */
+  behave: (request: ApiRequest) => ApiBehaviour | undefined = () => undefined;
   readonly #folder: string;
   readonly #server: Server;
   readonly #authority: Authority;
   readonly #token = randomUUID();
-  readonly #collections = new Map<string, Map<string, ApiObject>>();
+  readonly #identities = new Map<string, Identity>();
+  readonly #store = new ObjectStore();
   readonly #sockets = new Set<Socket>();
-  readonly #watches = new Set<Watch>();
-  readonly #pages = new Map<string, Page>();
-  #log: Change[] = [];
-  #version = 1000;
-  /** Changes up to this version are forgotten. */
-  #compacted = 0;
+  readonly #reads = new Reads(this.#store);
 
   private constructor(server: Server, authority: Authority) {
     this.#server = server;
     this.#authority = authority;
     this.#folder = mkdtempSync(join(tmpdir(), "api-"));
     this.kubeconfig = join(this.#folder, "kubelet.conf");
-    server.on("request", (request, response) => void this.#answer(request, response));
+    this.#identities.set(this.#token, identityOf({ name: "node", nodeName: this.nodeName }));
+    server.on("request", (request, response) => {
+      // Whoever broke a connection off gets no answer.
+      this.#answer(request, response).catch(() => response.destroy());
+    });
     server.on("connection", (socket: Socket) => {
       this.#sockets.add(socket);
       socket.once("close", () => this.#sockets.delete(socket));
@@ -94,60 +104,82 @@ export class FakeApi implements AsyncDisposable {
     writeFileSync(this.kubeconfig, text);
   }
 
+  /** The path of a kubeconfig for somebody else. */
+  kubeconfigFor(options: IdentityOptions): string {
+    const token = randomUUID();
+    this.#identities.set(token, identityOf(options));
+    const path = join(this.#folder, `${token}.conf`);
+    writeFileSync(path, this.#configFor(token, options.namespace));
+    return path;
+  }
+
   get token(): string {
     return this.#token;
   }
 
   get watching(): number {
-    return this.#watches.size;
+    return this.#reads.watching;
+  }
+
+  /** Makes a collection known beside those that every API server has; a CRD. */
+  register(collection: string, kind: string): void {
+    this.#store.register(collection, kind);
   }
 
   /** Adds or changes an object; "/api/v1/pods" is the collection of all pods, whatever their namespace. */
-  put(collection: string, object: ApiObject): void {
-    const key = `${object.metadata.namespace ?? ""}/${object.metadata.name}`;
-    const objects = this.#collections.get(collection) ?? new Map<string, ApiObject>();
-    this.#collections.set(collection, objects);
-    const type = objects.has(key) ? "MODIFIED" : "ADDED";
-    const former = objects.get(key)?.metadata["uid"];
-    const version = ++this.#version;
-    const uid = object.metadata["uid"] ?? former ?? randomUUID();
-    const stored = { ...object, metadata: { ...object.metadata, uid, resourceVersion: String(version) } };
-    objects.set(key, stored);
-    this.#tell({ type, collection, object: stored, version });
+  put(collection: string, object: ApiObject): ApiObject {
+    return this.#store.put(collection, object);
+  }
+
+  read(collection: string, name: string, namespace = ""): ApiObject | undefined {
+    return this.#store.read(collection, name, namespace);
+  }
+
+  /** Of one namespace, or of all. */
+  list(collection: string, namespace = ""): readonly ApiObject[] {
+    return this.#store.list(collection, namespace);
+  }
+
+  /** As a controller does that tries until it succeeds. What is not there is left alone, and undefined. */
+  update(
+    collection: string,
+    name: string,
+    namespace: string,
+    change: (object: ApiObject) => ApiObject,
+  ): ApiObject | undefined {
+    const object = this.#store.read(collection, name, namespace);
+    if (object === undefined) return undefined;
+    const changed = change(object);
+    return isDeepStrictEqual(changed, object) ? object : this.#store.put(collection, changed);
   }
 
   remove(collection: string, name: string, namespace = ""): void {
-    const objects = this.#collections.get(collection);
-    const object = objects?.get(`${namespace}/${name}`);
-    if (object === undefined) throw new Error(`there is no ${namespace}/${name}`);
-    objects?.delete(`${namespace}/${name}`);
-    const version = ++this.#version;
-    const last = { ...object, metadata: { ...object.metadata, resourceVersion: String(version) } };
-    this.#tell({ type: "DELETED", collection, object: last, version });
+    this.#store.remove(collection, name, namespace);
+  }
+
+  /** Calls it after each change, in order, until what this returns is called. */
+  listen(listener: Listener): () => void {
+    return this.#store.listen(listener);
   }
 
   /** Forgets what happened so far: who comes with an older version has to list again. */
   compact(): void {
-    this.#log = [];
-    this.#compacted = this.#version;
+    this.#store.compact();
   }
 
   /** Tells watchers the latest version, and nothing else. */
   bookmark(): void {
-    for (const { response } of this.#watches) {
-      const object = { kind: "Pod", apiVersion: "v1", metadata: { resourceVersion: String(this.#version) } };
-      response.write(`${JSON.stringify({ type: "BOOKMARK", object })}\n`);
-    }
+    this.#reads.bookmark();
   }
 
   /** An event of type ERROR, behind which the stream ends. */
   fail(code: number): void {
-    this.#end(`${JSON.stringify({ type: "ERROR", object: statusOf(code, "too old resource version") })}\n`);
+    this.#reads.fail(code);
   }
 
   /** Ends watches as their time limit would. */
   endWatches(): void {
-    this.#end("");
+    this.#reads.end();
   }
 
   /** Breaks every connection. */
@@ -164,7 +196,7 @@ export class FakeApi implements AsyncDisposable {
     rmSync(this.#folder, { recursive: true });
   }
 
-  #configFor(token: string): string {
+  #configFor(token: string, namespace?: string): string {
     const { port } = this.#server.address() as AddressInfo;
     const cluster = { server: `https://127.0.0.1:${port}`, "certificate-authority": this.#authority.cert };
     return JSON.stringify({
@@ -172,115 +204,123 @@ export class FakeApi implements AsyncDisposable {
       kind: "Config",
       clusters: [{ name: "c", cluster }],
       users: [{ name: "u", user: { token } }],
-      contexts: [{ name: "x", context: { cluster: "c", user: "u" } }],
+      contexts: [{ name: "x", context: { cluster: "c", user: "u", ...(namespace && { namespace }) } }],
       "current-context": "x",
     });
   }
 
-  #end(last: string): void {
-    for (const { response } of this.#watches) response.end(last);
-    this.#watches.clear();
-  }
-
-  #tell(change: Change): void {
-    this.#log.push(change);
-    for (const watch of this.#watches) if (isMeant(watch, change)) watch.response.write(lineOf(change));
-  }
-
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const url = new URL(request.url ?? "/", "https://api");
-    const query = Object.fromEntries(url.searchParams);
-    const asked = { method: request.method ?? "", path: url.pathname, query };
+    const text = await textOf(request);
+    const identity = this.#identities.get((request.headers.authorization ?? "").replace(/^Bearer /, ""));
+    const asked: ApiRequest = {
+      method: request.method ?? "",
+      path: url.pathname,
+      query: Object.fromEntries(url.searchParams),
+      identity: identity?.username,
+      contentType: (request.headers["content-type"] ?? "").replace(/;.*/, ""),
+      body: parsed(text),
+    };
     this.requests.push(asked);
-    request.resume();
-    const behaviour = this.behave(asked);
-    if (behaviour) {
-      reply(response, behaviour.status, statusOf(behaviour.status, "as the test says"), behaviour.headers);
-      return;
-    }
-    if (request.headers.authorization !== `Bearer ${this.#token}`) {
-      reply(response, 401, statusOf(401, "Unauthorized"));
-    } else if (asked.method === "POST" && asked.path.endsWith("/selfsubjectreviews")) {
-      const username = `system:node:${this.nodeName}`;
-      reply(response, 201, { kind: "SelfSubjectReview", metadata: {}, status: { userInfo: { username } } });
-    } else if (this.#collections.has(asked.path)) {
-      if (query["watch"] === "1") this.#watch(asked, response);
-      else this.#list(asked, response);
+    const { hold, drop, status, headers, dropAfter } = this.behave(asked) ?? {};
+    await hold;
+    if (drop) {
+      response.destroy();
+    } else if (status !== undefined) {
+      reply(response, { status, body: statusOf(status, "as the test says") }, headers);
+    } else if (identity !== undefined && isWatch(asked) && !dropAfter) {
+      this.#watch(asked, identity, response);
     } else {
-      this.#get(asked.path, response);
+      const answer = this.#answerTo(asked, identity);
+      if (dropAfter) response.destroy();
+      else reply(response, answer);
     }
   }
 
-  #get(path: string, response: ServerResponse): void {
-    const [, collection = "", namespace = "", kind = "", name = ""] =
-      /^(.*)\/namespaces\/([^/]+)\/([^/]+)\/([^/]+)$/.exec(path) ?? [];
-    const object = this.#collections.get(`${collection}/${kind}`)?.get(`${namespace}/${name}`);
-    if (object) reply(response, 200, object);
-    else reply(response, 404, statusOf(404, `${kind} "${name}" not found`));
-  }
-
-  #list({ path, query }: ApiRequest, response: ServerResponse): void {
-    const token = query["continue"] ?? "";
-    const page = token === "" ? this.#firstPage(path, query) : this.#pages.get(token);
-    if (page === undefined) {
-      reply(response, 410, statusOf(410, "The provided continue parameter is too old"));
-      return;
+  /** Everything but watches. */
+  #answerTo(asked: ApiRequest, identity: Identity | undefined): Answer {
+    if (identity === undefined) return { status: 401, body: statusOf(401, "Unauthorized", "Unauthorized") };
+    try {
+      return this.#done(asked, identity);
+    } catch (error) {
+      return answerOf(error);
     }
-    const limit = Number(query["limit"] ?? page.items.length);
-    const rest = page.items.slice(limit);
-    const next = rest.length > 0 ? randomUUID() : "";
-    if (next) this.#pages.set(next, { items: rest, version: page.version });
-    const metadata = { resourceVersion: String(page.version), ...(next && { continue: next }) };
-    reply(response, 200, { kind: "List", apiVersion: "v1", metadata, items: page.items.slice(0, limit) });
   }
 
-  #firstPage(path: string, { fieldSelector = "" }: ApiRequest["query"]): Page {
-    const all = [...(this.#collections.get(path)?.values() ?? [])];
-    return { items: all.filter((object) => isSelected(object, fieldSelector)), version: this.#version };
-  }
-
-  #watch({ path, query }: ApiRequest, response: ServerResponse): void {
-    const from = Number(query["resourceVersion"]);
-    response.writeHead(200, { "content-type": "application/json" });
-    if (from < this.#compacted) {
-      const object = statusOf(410, `too old resource version: ${from} (${this.#compacted})`);
-      response.end(`${JSON.stringify({ type: "ERROR", object })}\n`);
-      return;
+  #done(asked: ApiRequest, identity: Identity): Answer {
+    const { method, path, body, contentType } = asked;
+    if (method === "POST" && path.endsWith("/selfsubjectreviews")) {
+      const status = { userInfo: { username: identity.username } };
+      return { status: 201, body: { kind: "SelfSubjectReview", metadata: {}, status } };
     }
-    const watch: Watch = { collection: path, selector: query["fieldSelector"] ?? "", response };
-    for (const change of this.#log)
-      if (change.version > from && isMeant(watch, change)) response.write(lineOf(change));
-    // Headers go out with the first event, or with this.
-    response.flushHeaders();
-    this.#watches.add(watch);
-    response.once("close", () => this.#watches.delete(watch));
+    if (method === "POST" && path.endsWith("/selfsubjectaccessreviews")) {
+      const status = reviewed(identity, body);
+      return { status: 201, body: { ...Object(body), metadata: {}, status } };
+    }
+    const target = this.#targetOf(path);
+    if (method === "GET" && target.name === "") {
+      mustBeAllowed(identity, "list", target);
+      return { status: 200, body: this.#reads.list(target, asked.query) };
+    }
+    mustBeAllowed(identity, verbs[method] ?? "get", target);
+    const store = this.#store;
+    if (method === "GET") return { status: 200, body: mustRead(store, target) };
+    if (method === "POST" && target.name === "") return { status: 201, body: create(store, target, body) };
+    if (method === "PATCH" && target.name !== "")
+      return { status: 200, body: patch(store, target, { body, contentType, identity }) };
+    if (method !== "DELETE" || target.name === "")
+      throw new Refusal(
+        405,
+        "MethodNotAllowed",
+        "the server does not allow this method on the requested resource",
+      );
+    remove(store, target, body);
+    return { status: 200, body: { kind: "Status", apiVersion: "v1", metadata: {}, status: "Success" } };
+  }
+
+  #targetOf(path: string): Target {
+    const target = targetOf(path);
+    if (target === undefined || !this.#store.isKnown(target.collection)) throw Refusal.unknown();
+    return target;
+  }
+
+  #watch({ path, query }: ApiRequest, identity: Identity, response: ServerResponse): void {
+    try {
+      const target = this.#targetOf(path);
+      mustBeAllowed(identity, "watch", target);
+      this.#reads.watch(target, query, response);
+    } catch (error) {
+      reply(response, answerOf(error));
+    }
   }
 }
 
-function lineOf({ type, object }: Change): string {
-  return `${JSON.stringify({ type, object })}\n`;
+function answerOf(error: unknown): Answer {
+  if (error instanceof Refusal) return { status: error.code, body: error.status };
+  return { status: 500, body: statusOf(500, String(error), "InternalError") };
 }
 
-function isMeant({ collection, selector }: Watch, change: Change): boolean {
-  return change.collection === collection && isSelected(change.object, selector);
+function isWatch({ method, query }: ApiRequest): boolean {
+  return method === "GET" && (query["watch"] === "1" || query["watch"] === "true");
 }
 
-/** The two selectors that matter here. */
-function isSelected(object: ApiObject, selector: string): boolean {
-  const [field, value] = selector.split("=");
-  if (field === "metadata.name") return object.metadata.name === value;
-  if (field === "spec.nodeName") return (object["spec"] as { nodeName?: string }).nodeName === value;
-  return true;
+async function textOf(request: IncomingMessage): Promise<string> {
+  const parts: Buffer[] = [];
+  for await (const part of request as AsyncIterable<Buffer>) parts.push(part);
+  return Buffer.concat(parts).toString();
 }
 
-function statusOf(code: number, message: string): object {
-  return { kind: "Status", apiVersion: "v1", metadata: {}, status: "Failure", message, code };
+function parsed(text: string): unknown {
+  try {
+    return text === "" ? undefined : JSON.parse(text);
+  } catch {
+    return text;
+  }
 }
 
 function reply(
   response: ServerResponse,
-  status: number,
-  body: unknown,
+  { status, body }: Answer,
   headers: Readonly<Record<string, string>> = {},
 ): void {
   response.writeHead(status, { "content-type": "application/json", ...headers }).end(JSON.stringify(body));
