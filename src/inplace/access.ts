@@ -19,12 +19,12 @@ const always: readonly Need[] = [
 ];
 /** What the pods of a CloneSet are put in and out of service by is OpenKruise. */
 const ofStatus: Need = { group: "", resource: "pods", subresource: "status", verbs: ["patch"] };
-const revisions: Need = { group: "apps", resource: "controllerrevisions", verbs: ["list"] };
+const revisions: Need = { group: "apps", resource: "controllerrevisions", verbs: ["list", "watch"] };
 const byKind: Readonly<Record<Kind, readonly Need[]>> = {
   pod: [ofStatus],
   statefulset: [ofStatus, { group: "apps", resource: "statefulsets", verbs: ["get", "patch"] }],
   daemonset: [ofStatus, revisions, { group: "apps", resource: "daemonsets", verbs: ["get", "patch"] }],
-  cloneset: [{ group: "apps.kruise.io", resource: "clonesets", verbs: ["get", "patch"] }],
+  cloneset: [{ group: "apps.kruise.io", resource: "clonesets", verbs: ["get", "list", "watch", "patch"] }],
 };
 
 /** Throws `refused` with all that is missing. An API that does not say is taken to allow it. */

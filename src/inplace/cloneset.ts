@@ -81,6 +81,7 @@ async function rollBack(
   options.told({ event: "failure", error: failure.message });
   for (const watched of [pods, cloneSet]) watched.forgive();
   try {
+    for (const object of await work.steady.unsure(lost)) pods.saw(object);
     let count = 0;
     if (isTouched) {
       const former = { images: {} as Images };

@@ -19,6 +19,7 @@ import {
   type Mark,
   markOf,
   nodeOf,
+  runningIn,
   specPatch,
   stateOf,
   uidOf,
@@ -125,24 +126,24 @@ class Exchange {
     await this.#setGate("False");
     await this.#until((pod) => !isReady(pod) || undefined, "did not leave service");
     if (wasServing) await this.#pause(graceMs);
-    const patched = await steady.amend(
-      pathOf(this.#pod),
-      this.#pod,
-      (pod) => imagesPatch(pod, this.#goal.images),
-      this.#signal,
-    );
+    // Where the answer is lost, kubelet may have exchanged them before anybody looks again.
+    let before = this.#beforeAll();
+    const patchFor = (pod: KubernetesObject): Patch | undefined => {
+      const patch = imagesPatch(pod, this.#goal.images);
+      if (patch) before = runningIn(pod, this.#names);
+      return patch;
+    };
+    const patched = await steady.amend(pathOf(this.#pod), this.#pod, patchFor, this.#signal);
     pods.saw(patched);
-    return Object.fromEntries(
-      this.#names.map((name) => {
-        const { containerID = "", imageID = "" } = stateOf(patched, name) ?? {};
-        return [name, { containerID, imageID }];
-      }),
-    );
+    return before;
   }
 
   /** What ran before anybody began: all that is known of a pod that another has left half way. */
   #beforeAll(): Mark["before"] {
-    return this.#goal.isBack ? {} : (markOf(this.#pod)?.before ?? {});
+    const mark = markOf(this.#pod);
+    const { images } = this.#goal;
+    const known = Object.entries(mark?.before ?? {});
+    return Object.fromEntries(known.filter(([name]) => images[name] !== mark?.from[name]));
   }
 
   async #setGate(status: Condition["status"]): Promise<void> {
@@ -177,17 +178,15 @@ class Exchange {
     if (state === undefined || !isSeen(pod) || !state.isRunning) return false;
     if (this.#goal.mustBeReady && !state.isReady) return false;
     const mark = markOf(pod);
+    const former = mark?.from[name] === wanted ? mark.before[name] : undefined;
     // It has not even been stopped, since the images were what they were again before kubelet looked.
-    const isUntouched = this.#goal.isBack && state.containerID === mark?.before[name]?.containerID;
-    const isOther = before !== undefined && state.containerID !== before.containerID;
-    if (isUntouched) return true;
-    if (before !== undefined && !isOther) return false;
-    const former = this.#goal.isBack ? mark?.before[name]?.imageID : undefined;
-    const digest = this.#goal.isBack ? undefined : this.#digestOf(pod, wanted);
-    if (!former && digest === undefined) return true;
+    if (former && former.containerID === state.containerID) return true;
+    if (before !== undefined && state.containerID === before.containerID) return false;
+    const digest = this.#digestOf(pod, wanted);
+    if (!former?.imageID && digest === undefined) return true;
     // One image may have many names, and kubelet tells of any of them; a name may have come to stand for another image.
     return (
-      state.imageID === former ||
+      state.imageID === former?.imageID ||
       (digest !== undefined && digestIn(state.imageID) === digest) ||
       state.image === wanted ||
       (before !== undefined && state.imageID !== before.imageID)

@@ -66,14 +66,23 @@ export class Lock implements AsyncDisposable {
     this.#ended.abort();
     await this.#over;
     if (this.#lost.signal.aborted) return;
-    const { steady } = this.#options;
     // It ends by itself where this fails.
-    await steady
-      .write(
-        { kind: "remove", path: this.#path, version: this.#lease?.metadata.resourceVersion },
-        AbortSignal.timeout(this.#options.lifeMs),
-      )
-      .catch(() => {});
+    await this.#release(AbortSignal.timeout(this.#options.lifeMs)).catch(() => {});
+  }
+
+  async #release(signal: AbortSignal): Promise<void> {
+    let lease = this.#lease;
+    // The answer to a renewal may not have been heard any more.
+    while (lease && holderOf(lease) === this.#identity) {
+      const version = lease.metadata.resourceVersion;
+      try {
+        await this.#options.steady.write({ kind: "remove", path: this.#path, version }, signal);
+        return;
+      } catch (error) {
+        if (PullError.from(error).code !== "conflict") throw error;
+        lease = await this.#read(signal);
+      }
+    }
   }
 
   get #collection(): string {

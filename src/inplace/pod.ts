@@ -109,6 +109,15 @@ export function stateOf(pod: KubernetesObject, container: string): ContainerStat
   };
 }
 
+export function runningIn(pod: KubernetesObject, names: readonly string[]): Mark["before"] {
+  return Object.fromEntries(
+    names.map((name) => {
+      const { containerID = "", imageID = "" } = stateOf(pod, name) ?? {};
+      return [name, { containerID, imageID }];
+    }),
+  );
+}
+
 export function isReady(pod: KubernetesObject): boolean {
   return conditionOf(pod, "Ready")?.status === "True" && !isLeaving(pod);
 }
@@ -197,6 +206,11 @@ export function markOf(pod: KubernetesObject): Mark | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** An upgrade was begun with it and has not put it back into service: one that goes on, or was broken off. */
+export function isBegun(pod: KubernetesObject): boolean {
+  return markOf(pod) !== undefined && !(isReady(pod) && isGateOpen(pod));
 }
 
 export function areEqual(one: Images, other: Images): boolean {

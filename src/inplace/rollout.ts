@@ -9,6 +9,7 @@ import {
   areEqual,
   differing,
   fieldsOf,
+  isBegun,
   isGateOpen,
   isLeaving,
   isReady,
@@ -91,14 +92,7 @@ async function allOrFirstFailure<Value>(
 function goalFor({ request }: Work): (pod: KubernetesObject) => Goal | undefined {
   const { images } = request;
   const goal: Goal = { images, isBack: false, mustBeReady: true };
-  return (pod) => {
-    if (differing(pod, images).length > 0) return goal;
-    const mark = markOf(pod);
-    // Begun with, and not ended: by us, or by one that was broken off.
-    return mark !== undefined && areEqual(mark.to, images) && !(isReady(pod) && isGateOpen(pod))
-      ? goal
-      : undefined;
-  };
+  return (pod) => (differing(pod, images).length > 0 || isBegun(pod) ? goal : undefined);
 }
 
 function rollingOf(work: Work, plan: Plan) {
@@ -154,6 +148,15 @@ async function rollBack(
   if (lost.aborted) return { kind: "left", failure, left: [`${request.kind}/${request.name}`] };
   options.told({ event: "failure", error: failure.message });
   pods.forgive();
+  try {
+    for (const object of await steady.unsure(lost)) pods.saw(object);
+  } catch (error) {
+    return {
+      kind: "left",
+      failure,
+      left: [`${request.kind}/${request.name}: ${PullError.from(error).message}`],
+    };
+  }
   const isOurs = (pod: KubernetesObject): boolean => {
     const mark = markOf(pod);
     return isServing(pod) && mark !== undefined && areEqual(mark.to, request.images);
@@ -176,7 +179,8 @@ async function rollBack(
   try {
     if (isTemplateTouched) {
       const { images } = templateFrom(work);
-      await steady.amend(workload.path, workload.object, (object) => templatePatch(object, images), lost);
+      const fresh = await steady.get(workload.path, lost);
+      await steady.amend(workload.path, fresh, (object) => templatePatch(object, images), lost);
     }
     await roll({ ...rollingOf(work, plan), goalOf, failed: leave, signal: lost });
   } catch (error) {

@@ -21,6 +21,7 @@ export interface Patch {
 export class Steady {
   readonly #cluster: Cluster;
   readonly #awayMs: number;
+  readonly #unsure = new Set<string>();
   /** Called before each change; throws where nothing may be changed any more. */
   ensure: (signal: AbortSignal) => Promise<void> = async () => {};
 
@@ -35,7 +36,23 @@ export class Steady {
 
   /** As {@link Cluster.write}, without looking at the lock. */
   async write(change: Change, signal: AbortSignal): Promise<KubernetesObject> {
-    return await this.persist(async () => await this.#cluster.write(change, signal), signal);
+    // One that is under way is not broken off, so that it is known what came of it.
+    const never = new AbortController().signal;
+    return await this.persist(async () => await this.#cluster.write(change, never), signal);
+  }
+
+  /** Objects of which it is not known whether they were changed, as they are now; those that are gone are left out. */
+  async unsure(signal: AbortSignal): Promise<readonly KubernetesObject[]> {
+    const found: KubernetesObject[] = [];
+    for (const path of this.#unsure) {
+      try {
+        found.push(await this.get(path, signal));
+      } catch (error) {
+        if (PullError.from(error).code !== "not_found") throw error;
+      }
+    }
+    this.#unsure.clear();
+    return found;
   }
 
   /**
@@ -60,7 +77,9 @@ export class Steady {
       try {
         return await this.write({ kind: made.kind, path: `${path}${subresource}`, patch }, signal);
       } catch (error) {
-        if (PullError.from(error).code !== "conflict" || attempt >= conflictsMax) throw error;
+        const { code } = PullError.from(error);
+        if (code === "unavailable" || code === "cancelled") this.#unsure.add(path);
+        if (code !== "conflict" || attempt >= conflictsMax) throw error;
       }
       const fresh = await this.get(path, signal);
       if (uidOf(fresh) !== uidOf(seen))

@@ -7,15 +7,13 @@ import { strategyPatch, upgradeCloneSet } from "./cloneset.ts";
 import type { Outcome, Plan, PlannedPod, UpgradeOptions, UpgradeRequest } from "./inplace.ts";
 import {
   annotationOf,
-  areEqual,
   differing,
   fieldsOf,
   type Images,
   imagesOf,
-  isGateOpen,
+  isBegun,
   isReady,
   isServing,
-  markOf,
   nodeOf,
   textOf,
   upgradeAnnotation,
@@ -65,9 +63,7 @@ export async function upgrade(
 
 function planFor(workload: Workload, request: UpgradeRequest, all: readonly KubernetesObject[]): Plan {
   const { images, kind, maxUnavailable, graceMs } = request;
-  const open = all
-    .filter((pod) => differing(pod, images).length > 0 || isBegun(pod, images))
-    .toSorted(inOrder);
+  const open = all.filter((pod) => differing(pod, images).length > 0 || isBegun(pod)).toSorted(inOrder);
   const isOpenKruise = kind === "cloneset";
   if (!isOpenKruise) mustHaveGates(open);
   return {
@@ -78,11 +74,6 @@ function planFor(workload: Workload, request: UpgradeRequest, all: readonly Kube
     graceMs: isOpenKruise ? undefined : (graceMs ?? usualGraceMs),
     changes: [...templateChanges(workload, images), ...strategyChanges(workload, request)],
   };
-}
-
-function isBegun(pod: KubernetesObject, images: Images): boolean {
-  const mark = markOf(pod);
-  return mark !== undefined && areEqual(mark.to, images) && !(isReady(pod) && isGateOpen(pod));
 }
 
 function plannedPod(pod: KubernetesObject, images: Images): PlannedPod {

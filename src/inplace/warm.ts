@@ -17,7 +17,7 @@ import {
   type Mark,
   markOf,
   nodeOf,
-  stateOf,
+  runningIn,
   uidOf,
   upgradeAnnotation,
 } from "./pod.ts";
@@ -115,7 +115,7 @@ export class Warming {
       // What it was before all that has not been ended yet.
       from: { ...currentOf(pod, images), ...earlier?.from },
       to: images,
-      before: { ...runningOf(pod, images), ...earlier?.before },
+      before: { ...runningIn(pod, Object.keys(images)), ...earlier?.before },
       wasReady: earlier?.wasReady ?? isReady(pod),
       prewarmed: [...new Set([...(earlier?.prewarmed ?? []), ...added])],
     };
@@ -148,15 +148,6 @@ export function unmarked(pod: KubernetesObject): Patch | undefined {
 function currentOf(pod: KubernetesObject, images: Images): Images {
   const all = imagesOf(pod);
   return Object.fromEntries(Object.keys(images).map((name) => [name, all[name] ?? ""]));
-}
-
-function runningOf(pod: KubernetesObject, images: Images): Mark["before"] {
-  return Object.fromEntries(
-    Object.keys(images).map((name) => {
-      const { containerID = "", imageID = "" } = stateOf(pod, name) ?? {};
-      return [name, { containerID, imageID }];
-    }),
-  );
 }
 
 function namesIn(text: string | undefined): readonly string[] {

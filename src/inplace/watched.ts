@@ -2,7 +2,7 @@
 //
 // They are followed, so that a wait ends with the event that it is for. An API that is away for too long ends every wait.
 
-import type { Cluster, Collection, KubernetesObject } from "../cluster/cluster.ts";
+import type { Cluster, Collection, Follower, KubernetesObject } from "../cluster/cluster.ts";
 import { abortError, PullError } from "../errors.ts";
 import { uidOf } from "./pod.ts";
 
@@ -14,12 +14,13 @@ export interface Wait {
 }
 
 export class Watched implements AsyncDisposable {
-  readonly #abort = new AbortController();
-  readonly #over: Promise<void>;
+  readonly #cluster: Cluster;
+  readonly #collection: Collection;
   readonly #isOwn: (object: KubernetesObject) => boolean;
   readonly #awayMs: number;
   readonly #objects = new Map<string, KubernetesObject>();
   readonly #listeners = new Set<() => void>();
+  #following: { readonly abort: AbortController; readonly over: Promise<void> };
   #isKnown = false;
   #away: { readonly timer: NodeJS.Timeout; readonly why: string } | undefined;
   #lost: PullError | undefined;
@@ -30,29 +31,11 @@ export class Watched implements AsyncDisposable {
     isOwn: (object: KubernetesObject) => boolean,
     awayMs: number,
   ) {
+    this.#cluster = cluster;
+    this.#collection = collection;
     this.#isOwn = isOwn;
     this.#awayMs = awayMs;
-    this.#over = cluster.follow(
-      collection,
-      {
-        replaced: (objects) => {
-          this.#objects.clear();
-          for (const object of objects) this.#keep(object);
-          this.#isKnown = true;
-          this.#tell();
-        },
-        changed: (object) => {
-          this.#keep(object);
-          this.#tell();
-        },
-        deleted: (object) => {
-          this.#objects.delete(uidOf(object));
-          this.#tell();
-        },
-        trouble: (why) => this.#trouble(why),
-      },
-      this.#abort.signal,
-    );
+    this.#following = this.#follow();
   }
 
   get all(): readonly KubernetesObject[] {
@@ -103,10 +86,41 @@ export class Watched implements AsyncDisposable {
     });
   }
 
+  /** Gives an API that is away as long again, and asks it at once. */
+  forgive(): void {
+    if (this.#away === undefined) return;
+    this.#trouble(undefined);
+    this.#following.abort.abort();
+    this.#following = this.#follow();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#abort.abort();
+    const { abort, over } = this.#following;
+    abort.abort();
     clearTimeout(this.#away?.timer);
-    await this.#over;
+    await over;
+  }
+
+  #follow(): { readonly abort: AbortController; readonly over: Promise<void> } {
+    const abort = new AbortController();
+    const follower: Follower = {
+      replaced: (objects) => {
+        this.#objects.clear();
+        for (const object of objects) this.#keep(object);
+        this.#isKnown = true;
+        this.#tell();
+      },
+      changed: (object) => {
+        this.#keep(object);
+        this.#tell();
+      },
+      deleted: (object) => {
+        this.#objects.delete(uidOf(object));
+        this.#tell();
+      },
+      trouble: (why) => this.#trouble(why),
+    };
+    return { abort, over: this.#cluster.follow(this.#collection, follower, abort.signal) };
   }
 
   #keep(object: KubernetesObject): void {
@@ -114,13 +128,6 @@ export class Watched implements AsyncDisposable {
     if (!this.#isOwn(object)) this.#objects.delete(uidOf(object));
     // What a change was answered with comes by the watch as well, and later.
     else if (known === undefined || !isNewer(known, object)) this.#objects.set(uidOf(object), object);
-  }
-
-  /** Gives an API that is away as long again. */
-  forgive(): void {
-    const why = this.#away?.why;
-    this.#trouble(undefined);
-    this.#trouble(why);
   }
 
   #trouble(why: string | undefined): void {

@@ -1,0 +1,243 @@
+// Upgrades in place as a whole, in one process: the API, kubelets and Hawser's daemons of two nodes are fakes that pull nothing.
+//
+// Watches at each change of any pod how many are out of service; a test says what images do, and what happens to requests.
+
+import { readFileSync } from "node:fs";
+import { parse } from "yaml";
+import { createCluster } from "../../src/cluster/client.ts";
+import {
+  conditionFor,
+  conditionOf,
+  type ImageReport,
+  prewarmAnnotation,
+  readinessGate,
+  requestAnnotation,
+} from "../../src/cluster/marks.ts";
+import type {
+  Outcome,
+  Pace,
+  UpgradeEvent,
+  UpgradeOptions,
+  UpgradeRequest,
+} from "../../src/inplace/inplace.ts";
+import { planUpgrade, upgrade } from "../../src/inplace/upgrade.ts";
+import { type ApiRequest, FakeApi } from "../fakes/api.ts";
+import { FakeKubelet } from "../fakes/kubelet.ts";
+import type { Rule } from "../fakes/kubernetes/access.ts";
+import type { ApiObject } from "../fakes/kubernetes/store.ts";
+import { eventually } from "../harness/process.ts";
+
+export const pods = "/api/v1/pods";
+export const namespace = "shop";
+
+const role = new URL("../../config/kubernetes/upgrade/role.yaml", import.meta.url);
+export const roleRules = (parse(readFileSync(role, "utf8")) as { readonly rules: readonly Rule[] }).rules;
+
+/** Short, so that tests of what takes long do not. */
+export const quick: Pace = { awayMs: 1_500, answerMs: 3_000, lockMs: 2_000 };
+
+const usual: UpgradeRequest = {
+  kind: "statefulset",
+  name: "web",
+  namespace,
+  images: { app: "app:2" },
+  maxUnavailable: undefined,
+  graceMs: 0,
+  timeoutMs: 20_000,
+  isPrewarmed: true,
+};
+
+/** What a node's Hawser says of an image; undefined for nothing at all. */
+type Fetch = (image: string) => ImageReport | undefined;
+
+export class Rig implements AsyncDisposable {
+  readonly api: FakeApi;
+  readonly kubelets: readonly FakeKubelet[];
+  readonly events: UpgradeEvent[] = [];
+  readonly kubeconfig: string;
+  /** Most pods that were not ready at once, since all were. */
+  worst = 0;
+  fetch: Fetch = (image) => ({ state: "warm", digest: digestOf(image) });
+  onEvent: (event: UpgradeEvent) => void = () => {};
+  readonly #silence: () => void;
+
+  private constructor(api: FakeApi, nodes: readonly string[]) {
+    this.api = api;
+    this.kubeconfig = api.kubeconfigFor({ name: "operator", rules: roleRules });
+    this.kubelets = nodes.map((nodeName) => {
+      const kubelet = new FakeKubelet({
+        api,
+        nodeName,
+        images: (image) => `registry/${image}@${digestOf(image)}`,
+      });
+      kubelet.behave = (image) => ({ readyAfterMs: 5, ...(image.includes("crash") && { exitsWith: 1 }) });
+      return kubelet;
+    });
+    this.#silence = api.listen(({ collection, object, type }) => {
+      if (collection !== pods || type === "DELETED") return;
+      this.#answer(object);
+      this.worst = Math.max(this.worst, this.unready.length);
+    });
+  }
+
+  static async open(replicas = 3, more: { readonly kind?: "statefulset" | "daemonset" } = {}): Promise<Rig> {
+    const api = await FakeApi.start();
+    const rig = new Rig(api, ["node-1", "node-2"]);
+    rig.putWorkload(more.kind ?? "statefulset", replicas);
+    for (let index = 0; index < replicas; index++) rig.putPod(index, more.kind);
+    await rig.untilReady();
+    rig.worst = 0;
+    return rig;
+  }
+
+  /** What was told, in short. */
+  get steps(): string {
+    const words = this.events.map((event) =>
+      event.event === "pod"
+        ? `${event.pod}: ${event.step}`
+        : event.event === "note"
+          ? event.text
+          : event.error,
+    );
+    return words.join(", ");
+  }
+
+  get all(): readonly ApiObject[] {
+    return this.api.list(pods, namespace);
+  }
+
+  get unready(): readonly string[] {
+    const ready = (pod: ApiObject) => conditionOf(pod, "Ready")?.status === "True";
+    return this.all.flatMap((pod) => (ready(pod) ? [] : [pod.metadata.name]));
+  }
+
+  /** Of every pod, by name; "app" of its spec. */
+  get images(): Readonly<Record<string, string>> {
+    return Object.fromEntries(this.all.map((pod) => [pod.metadata.name, imageOf(pod["spec"])]));
+  }
+
+  get template(): string {
+    const [workload] = [
+      ...this.api.list("/apis/apps/v1/statefulsets"),
+      ...this.api.list("/apis/apps/v1/daemonsets"),
+    ];
+    return imageOf((workload?.["spec"] as { template: { spec: unknown } }).template.spec);
+  }
+
+  get annotations(): readonly string[] {
+    return this.all.flatMap((pod) => Object.keys((pod.metadata["annotations"] as object | undefined) ?? {}));
+  }
+
+  async untilReady(): Promise<void> {
+    await eventually(async () => {
+      if (this.unready.length > 0) throw new Error(`not ready: ${this.unready.join(", ")}`);
+      await Promise.resolve();
+    }, "all pods ready");
+  }
+
+  putWorkload(kind: "statefulset" | "daemonset", replicas: number, more: object = {}): void {
+    const labels = { app: "web" };
+    const spec = {
+      replicas,
+      selector: { matchLabels: labels },
+      updateStrategy: { type: "OnDelete" },
+      template: { metadata: { labels }, spec: podSpec() },
+      ...more,
+    };
+    const status = { observedGeneration: 1_000, desiredNumberScheduled: replicas, updateRevision: "web-1" };
+    this.api.put(`/apis/apps/v1/${kind}s`, {
+      metadata: { name: "web", namespace, uid: "web-uid" },
+      spec,
+      status,
+    });
+  }
+
+  putPod(
+    index: number,
+    kind: "statefulset" | "daemonset" | undefined = "statefulset",
+    more: object = {},
+  ): void {
+    const name = `web-${index}`;
+    const owner = { apiVersion: "apps/v1", kind, name: "web", uid: "web-uid", controller: true };
+    const nodeName = this.kubelets[index % this.kubelets.length]?.nodeName;
+    const conditions = [{ type: readinessGate, status: "True" }];
+    this.api.put(pods, {
+      metadata: { name, namespace, labels: { app: "web" }, ownerReferences: [owner] },
+      spec: { ...podSpec(), nodeName, ...more },
+      status: { phase: "Pending", conditions },
+    });
+  }
+
+  options(pace: Pace = quick): UpgradeOptions {
+    return {
+      cluster: createCluster({ files: [this.kubeconfig] }),
+      holder: "tester",
+      told: (event) => {
+        this.events.push(event);
+        this.onEvent(event);
+      },
+      pace,
+    };
+  }
+
+  async upgrade(
+    more: Partial<UpgradeRequest> = {},
+    signal: AbortSignal = new AbortController().signal,
+    pace: Pace = quick,
+  ): Promise<Outcome> {
+    return await upgrade(this.options(pace), { ...usual, ...more }, signal);
+  }
+
+  async plan(more: Partial<UpgradeRequest> = {}) {
+    return await planUpgrade(this.options(), { ...usual, ...more }, new AbortController().signal);
+  }
+
+  /** Requests of whoever upgrades that change something. */
+  isChange({ identity, method, path }: ApiRequest): boolean {
+    return identity === "operator" && method !== "GET" && !path.endsWith("reviews");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#silence();
+    for (const kubelet of this.kubelets) await kubelet[Symbol.asyncDispose]();
+    await this.api[Symbol.asyncDispose]();
+  }
+
+  /** As the daemon of the pod's node does. */
+  #answer(pod: ApiObject): void {
+    const annotations = (pod.metadata["annotations"] ?? {}) as Readonly<Record<string, string>>;
+    const named = annotations[prewarmAnnotation];
+    const images = (named ?? "").split(",").flatMap((image) => {
+      const report = this.fetch(image);
+      return report ? [[image, report] as const] : [];
+    });
+    const report = { request: annotations[requestAnnotation], images: Object.fromEntries(images) };
+    if (images.length === 0) return;
+    const condition = conditionFor(report);
+    if (conditionOf(pod, condition.type)?.message === condition.message) return;
+    this.api.update(pods, pod.metadata.name, namespace, (fresh) => {
+      const { conditions = [], ...status } = fresh["status"] as { conditions?: { type: string }[] };
+      const others = conditions.filter(({ type }) => type !== condition.type);
+      return { ...fresh, status: { ...status, conditions: [...others, condition] } };
+    });
+  }
+}
+
+export function podSpec(): object {
+  return {
+    readinessGates: [{ conditionType: readinessGate }],
+    containers: [
+      { name: "app", image: "app:1" },
+      { name: "side", image: "side:1" },
+    ],
+  };
+}
+
+function imageOf(spec: unknown): string {
+  const { containers } = spec as { readonly containers: readonly { name: string; image: string }[] };
+  return containers.find(({ name }) => name === "app")?.image ?? "";
+}
+
+export function digestOf(image: string): string {
+  return `sha256:${Buffer.from(image).toString("hex").padEnd(64, "0").slice(0, 64)}`;
+}
