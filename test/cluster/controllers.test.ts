@@ -177,3 +177,28 @@ test("controllers that are paused do nothing until they are resumed", async () =
   controllers.resume();
   await untilStatus(daemonSets, { numberReady: 2 });
 });
+
+test.each([statefulSets, daemonSets])(
+  "an update is rolled out one by one where that is asked for, and not with OnDelete: %s",
+  async (collection) => {
+    controllers[Symbol.dispose]();
+    controllers = new FakeControllers({ api, nodes, rolls: true });
+    const isDaemon = collection === daemonSets;
+    const [ready, updated] = isDaemon
+      ? ["numberReady", "updatedNumberScheduled"]
+      : ["readyReplicas", "updatedReplicas"];
+    put(collection, "app:1", { replicas: 2, updateStrategy: { type: "OnDelete" } });
+    await untilStatus(collection, { [ready]: 2 });
+    put(collection, "app:2", { replicas: 2, updateStrategy: { type: "OnDelete" } });
+    await untilStatus(collection, { observedGeneration: 2, [ready]: 2, [updated]: 0 });
+    const counts: number[] = [];
+    const silence = api.listen(
+      () => void counts.push(api.list(pods).filter((pod) => conditionOf(pod, "Ready") === "True").length),
+    );
+    put(collection, "app:2", { replicas: 2 });
+    await untilStatus(collection, { observedGeneration: 3, [ready]: 2, [updated]: 2 });
+    silence();
+    expect(Math.min(...counts)).toBe(1);
+    expect(api.list(pods).map(imageOf)).toEqual(["app:2", "app:2"]);
+  },
+);

@@ -22,19 +22,23 @@ export interface ControllerOptions {
   readonly nodes?: readonly string[];
   /** OpenKruise is installed. */
   readonly kruise?: boolean;
+  /** Updates of StatefulSets and DaemonSets are rolled out unless they are OnDelete. Without, nothing is deleted for one. */
+  readonly rolls?: boolean;
 }
 
 export class FakeControllers implements Disposable {
   readonly #api: FakeApi;
   readonly #nodes: readonly string[];
+  readonly #rolls: boolean;
   readonly #silence: () => void;
   readonly #timers = new Set<NodeJS.Timeout>();
   #soon: NodeJS.Immediate | undefined;
   #isPaused = false;
 
-  constructor({ api, nodes = [api.nodeName], kruise = false }: ControllerOptions) {
+  constructor({ api, nodes = [api.nodeName], kruise = false, rolls = false }: ControllerOptions) {
     this.#api = api;
     this.#nodes = nodes;
+    this.#rolls = rolls;
     if (kruise) api.register(cloneSets, "CloneSet");
     this.#silence = api.listen((change) => this.#hear(change));
     this.#wake();
@@ -77,7 +81,7 @@ export class FakeControllers implements Disposable {
   }
 
   #reconcile(): void {
-    const side: ClusterSide = { nodes: this.#nodes, wakeIn: (ms) => this.#wakeIn(ms) };
+    const side: ClusterSide = { nodes: this.#nodes, rolls: this.#rolls, wakeIn: (ms) => this.#wakeIn(ms) };
     for (const [collection, reconcile] of Object.entries(reconcilers))
       for (const object of this.#api.list(collection))
         reconcile(new Workload(this.#api, collection, object), side);

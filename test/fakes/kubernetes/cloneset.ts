@@ -6,6 +6,7 @@ import { randomBytes } from "node:crypto";
 import { exchange, gateType, isInGrace, refresh } from "./inplace.ts";
 import type { ApiObject } from "./store.ts";
 import {
+  absolute,
   type ClusterSide,
   hashLabel,
   isReady,
@@ -41,11 +42,6 @@ function strategyOf(set: Workload): Strategy {
 
 function heldBack(set: Workload): number {
   return absolute(strategyOf(set).partition ?? 0, set.replicas);
-}
-
-/** Percents are rounded up. */
-function absolute(value: number | string, whole: number): number {
-  return typeof value === "number" ? value : Math.ceil((Number.parseFloat(value) * whole) / 100);
 }
 
 function isUpdated(pod: ApiObject, revision: string): boolean {

@@ -1,5 +1,5 @@
-// The controller of StatefulSets: pods by ordinals, one after another unless they are managed in parallel. It deletes none
-// for an update: that is left to whoever tests with OnDelete, or with a partition.
+// The controller of StatefulSets: pods by ordinals, one after another unless they are managed in parallel. With OnDelete it
+// deletes none for an update, and with RollingUpdate where updates are rolled out: from the last down to the partition.
 
 import { type ClusterSide, hashLabel, isReady, labelOf, type Template, type Workload } from "./workload.ts";
 
@@ -11,10 +11,11 @@ interface Spec {
   };
 }
 
-export function reconcileStatefulSet(set: Workload, { nodes }: ClusterSide): void {
+export function reconcileStatefulSet(set: Workload, { nodes, rolls }: ClusterSide): void {
   const update = set.revision();
   const current = set.currentRevision ?? update.name;
   const isOrdered = (set.spec as Spec).podManagementPolicy !== "Parallel";
+  let isWhole = true;
   for (let ordinal = 0; ordinal < set.replicas; ordinal += 1) {
     const name = `${set.name}-${ordinal}`;
     const pod = set.pods().find(({ metadata }) => metadata.name === name);
@@ -23,11 +24,28 @@ export function reconcileStatefulSet(set: Workload, { nodes }: ClusterSide): voi
       const revision = former ? current : update.name;
       makePod(set, ordinal, former ?? update.template, revision, nodes[ordinal % nodes.length] ?? "");
     }
-    if (isOrdered && !(pod && isReady(pod))) break;
+    if (!(pod && isReady(pod))) isWhole = false;
+    if (isOrdered && !isWhole) break;
   }
   for (const pod of set.pods())
     if (Number(labelOf(pod, "apps.kubernetes.io/pod-index")) >= set.replicas) set.removePod(pod);
+  if (rolls && (isWhole || !isOrdered)) roll(set, update.name);
   writeStatus(set, update.name, current);
+}
+
+/** One at a time, when all behind it are updated and ready. */
+function roll(set: Workload, update: string): void {
+  const spec = set.spec as Spec;
+  if ((spec.updateStrategy?.type ?? "RollingUpdate") !== "RollingUpdate") return;
+  for (let ordinal = set.replicas - 1; ordinal >= 0 && !isHeldBack(spec, ordinal); ordinal -= 1) {
+    const pod = set.pods().find(({ metadata }) => metadata.name === `${set.name}-${ordinal}`);
+    if (pod === undefined) return;
+    if (labelOf(pod, hashLabel) !== update) {
+      set.removePod(pod);
+      return;
+    }
+    if (!isReady(pod)) return;
+  }
 }
 
 function isHeldBack({ updateStrategy = {} }: Spec, ordinal: number): boolean {

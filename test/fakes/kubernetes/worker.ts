@@ -36,6 +36,7 @@ export class PodWorker {
   readonly #abort = new AbortController();
   #hasSandbox = false;
   #isDirty = false;
+  #isPolling = false;
   #busy: Promise<void> | undefined;
   #stopped: Promise<void> | undefined;
 
@@ -103,7 +104,12 @@ export class PodWorker {
       if (isSidecar(spec) ? container.id === undefined : !container.isComplete) return;
     }
     for (const spec of containers) await this.#tend(spec);
-    if (this.#runtime.pollMs !== undefined) this.#later(this.#runtime.pollMs);
+    const { pollMs } = this.#runtime;
+    if (pollMs === undefined || this.#isPolling) return;
+    this.#isPolling = true;
+    this.#later(pollMs, () => {
+      this.#isPolling = false;
+    });
   }
 
   /** Who has ended, and who is ready by now. */

@@ -34,6 +34,8 @@ interface StoredRevision extends ApiObject {
 export interface ClusterSide {
   /** Pods go to these, by turns. */
   readonly nodes: readonly string[];
+  /** Updates are rolled out where the strategy says so. */
+  readonly rolls: boolean;
   /** Has everything looked at again after a while. */
   wakeIn(ms: number): void;
 }
@@ -162,6 +164,11 @@ export function conditionsOf(pod: ApiObject): readonly PodCondition[] {
 
 export function isReady(pod: ApiObject): boolean {
   return conditionsOf(pod).some(({ type, status }) => type === "Ready" && status === "True");
+}
+
+/** Percents are rounded up. */
+export function absolute(value: number | string, whole: number): number {
+  return typeof value === "number" ? value : Math.ceil((Number.parseFloat(value) * whole) / 100);
 }
 
 /** Nothing but images is another. */
