@@ -131,7 +131,7 @@ test("a CloneSet exchanges images in place, few at a time, with the gate closed 
     const unready = api.list(pods).filter((pod) => conditionOf(pod, "Ready") !== "True");
     if (unready.length > 1) broken.push(`${unready.length} pods are unready`);
     if (imageOf(object) !== imageOf(former) && conditionOf(former, "Ready") === "True")
-      broken.push("no grace");
+      broken.push("exchanged while it is ready");
     const [status] = (object["status"] as { containerStatuses: ContainerStatus[] }).containerStatuses;
     const isOld = imageOf(object) === "app:2" && status?.imageID === "id-of-app:1";
     if (isOld && conditionOf(object, gate) === "True") broken.push("open before it is another");
@@ -167,6 +167,26 @@ test("a CloneSet holds back what its partition says, does nothing when paused, a
   put(cloneSets, "app:2", { replicas: 4, updateStrategy });
   await untilStatus(cloneSets, { observedGeneration: 4, readyReplicas: 4, updatedReadyReplicas: 3 });
   expect(podNames().filter((name) => names.includes(name))).toHaveLength(2);
+});
+
+test("a gate that somebody else closes is opened by OpenKruise, for whom nothing is under way", async () => {
+  put(cloneSets, "app:1", { replicas: 1, updateStrategy: { type: "InPlaceOnly" } });
+  await untilStatus(cloneSets, { readyReplicas: 1 });
+  const [name = ""] = podNames();
+  const seen: unknown[] = [];
+  const silence = api.listen(({ object }) => {
+    if (object.metadata.name === name) seen.push(conditionOf(object, gate));
+  });
+  api.update(pods, name, "default", (pod) => {
+    const status = pod["status"] as { conditions: readonly PodCondition[] };
+    const conditions = status.conditions.map((one) =>
+      one.type === gate ? { type: gate, status: "False" } : one,
+    );
+    return { ...pod, status: { ...status, conditions } };
+  });
+  await vi.waitFor(() => expect(seen.at(-1)).toBe("True"));
+  silence();
+  expect(seen[0]).toBe("False");
 });
 
 test("controllers that are paused do nothing until they are resumed", async () => {

@@ -3,7 +3,7 @@
 // pkg/controller/cloneset and pkg/util/inplaceupdate.
 
 import { randomBytes } from "node:crypto";
-import { exchange, gateType, isInGrace, refresh } from "./inplace.ts";
+import { exchange, gateType, refresh } from "./inplace.ts";
 import type { ApiObject } from "./store.ts";
 import {
   absolute,
@@ -83,8 +83,8 @@ function freest(set: Workload, nodes: readonly string[]): string {
 
 function updatePods(set: Workload, update: Revision, strategy: Strategy): void {
   const pods = set.pods();
-  const old = pods.filter((pod) => !isUpdated(pod, update.name) && !isInGrace(pod));
-  let left = pods.filter((pod) => !isUpdated(pod, update.name)).length - heldBack(set);
+  const old = pods.filter((pod) => !isUpdated(pod, update.name));
+  let left = old.length - heldBack(set);
   const max = Math.max(1, absolute(strategy.maxUnavailable ?? "20%", set.replicas));
   let room = max - pods.filter((pod) => !isReady(pod)).length;
   // Those that serve nobody first: they cost nothing.

@@ -56,7 +56,7 @@ export function exchange(
   }));
 }
 
-/** Goes on with what is due; opens the gate of a pod that has just been made. */
+/** Goes on with what is due; opens the gate of a pod of which nothing is under way, whoever has closed it. */
 export function refresh(api: FakeApi, pod: ApiObject, wakeIn: (ms: number) => void): void {
   const gate = conditionsOf(pod).find(({ type }) => type === gateType);
   const { readinessGates = [] } = specOf(pod);
@@ -67,14 +67,9 @@ export function refresh(api: FakeApi, pod: ApiObject, wakeIn: (ms: number) => vo
     const leftMs = Date.parse(state.updateTimestamp) + 1000 * grace.graceSeconds - Date.now();
     if (leftMs > 0) wakeIn(leftMs);
     else finishGrace(api, pod, grace);
-  } else if (gate === undefined || (gate.status === "False" && state && isExchanged(pod, state))) {
+  } else if (gate?.status !== "True" && (state === undefined || isExchanged(pod, state))) {
     setGate(api, pod, { status: "True" });
   }
-}
-
-/** Its images are going to be patched. */
-export function isInGrace(pod: ApiObject): boolean {
-  return read(pod, graceAnnotation) !== undefined;
 }
 
 function finishGrace(api: FakeApi, pod: ApiObject, { containerImages }: Grace): void {
@@ -101,10 +96,19 @@ function withImages(pod: ApiObject, images: Readonly<Record<string, string>>): A
 
 function setGate(api: FakeApi, pod: ApiObject, gate: Omit<PodCondition, "type">): void {
   update(api, pod, (now) => {
+    const own = { type: gateType, lastTransitionTime: timeNow(), ...gate };
     const others = conditionsOf(now).filter(({ type }) => type !== gateType);
-    const conditions = [...others, { type: gateType, lastTransitionTime: timeNow(), ...gate }];
+    const conditions = [...others.map((one) => (gate.status === "False" ? withoutReady(one) : one)), own];
     return { ...now, status: { ...Object(now["status"]), conditions } };
   });
+}
+
+/** Nobody is to wait for kubelet until the pod is ready no more. */
+function withoutReady(condition: PodCondition): PodCondition {
+  if (condition.type !== "Ready" || condition.status !== "True") return condition;
+  const message = `the status of pod readiness gate "${gateType}" is not "True", but False`;
+  const lastTransitionTime = timeNow();
+  return { type: "Ready", status: "False", reason: "ReadinessGatesNotReady", message, lastTransitionTime };
 }
 
 function statusesOf(pod: ApiObject): readonly ContainerStatus[] {

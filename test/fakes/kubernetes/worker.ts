@@ -153,9 +153,8 @@ export class PodWorker {
     if (container.reference === undefined || container.reference === spec.image) return;
     container.forget();
     if (container.id === undefined) return;
-    this.#host.record(
-      `Killing ${this.#name}/${spec.name}: Container app definition changed, will be restarted`,
-    );
+    const why = `Container ${spec.name} definition changed, will be restarted`;
+    this.#host.record(`Killing ${this.#name}/${spec.name}: ${why}`);
     await this.#runtime.stop(container.id);
     container.ended(killedCode);
     this.#isDirty = true;
