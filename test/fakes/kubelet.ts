@@ -46,6 +46,7 @@ export class FakeKubelet implements AsyncDisposable {
   readonly #silence: () => void;
   #resumed: Promise<void> = Promise.resolve();
   #resume = (): void => {};
+  #isPaused = false;
   #isReadinessHeld = false;
 
   constructor({ api, nodeName = api.nodeName, images, containerd }: KubeletOptions) {
@@ -65,13 +66,15 @@ export class FakeKubelet implements AsyncDisposable {
 
   /** From now on it is as if it were dead; what it has begun goes on no further than its next step. */
   pause(): void {
-    this.#resume();
+    if (this.#isPaused) return;
+    this.#isPaused = true;
     this.#resumed = new Promise((resolve) => {
       this.#resume = resolve;
     });
   }
 
   resume(): void {
+    this.#isPaused = false;
     this.#resume();
   }
 
@@ -112,7 +115,11 @@ export class FakeKubelet implements AsyncDisposable {
     const worker = this.#workers.get(uid);
     if (worker === undefined) return;
     this.#workers.delete(uid);
-    const ended = worker.stop().finally(() => this.#ending.delete(ended));
+    // A containerd that is gone has nothing left to stop.
+    const told = worker
+      .stop()
+      .catch((error: unknown) => void this.events.push(`Failed to stop: ${String(error)}`));
+    const ended = told.then(() => void this.#ending.delete(ended));
     this.#ending.add(ended);
   }
 

@@ -36,6 +36,7 @@ export class PodWorker {
   readonly #abort = new AbortController();
   #hasSandbox = false;
   #isDirty = false;
+  #isPolling = false;
   #busy: Promise<void> | undefined;
   #stopped: Promise<void> | undefined;
 
@@ -103,7 +104,12 @@ export class PodWorker {
       if (isSidecar(spec) ? container.id === undefined : !container.isComplete) return;
     }
     for (const spec of containers) await this.#tend(spec);
-    if (this.#runtime.pollMs !== undefined) this.#later(this.#runtime.pollMs);
+    const { pollMs } = this.#runtime;
+    if (pollMs === undefined || this.#isPolling) return;
+    this.#isPolling = true;
+    this.#later(pollMs, () => {
+      this.#isPolling = false;
+    });
   }
 
   /** Who has ended, and who is ready by now. */
@@ -147,9 +153,8 @@ export class PodWorker {
     if (container.reference === undefined || container.reference === spec.image) return;
     container.forget();
     if (container.id === undefined) return;
-    this.#host.record(
-      `Killing ${this.#name}/${spec.name}: Container app definition changed, will be restarted`,
-    );
+    const why = `Container ${spec.name} definition changed, will be restarted`;
+    this.#host.record(`Killing ${this.#name}/${spec.name}: ${why}`);
     await this.#runtime.stop(container.id);
     container.ended(killedCode);
     this.#isDirty = true;

@@ -105,7 +105,7 @@ function unsupported(): Refusal {
 
 function mustBeUid(target: Target, { metadata }: ApiObject, uid: unknown): void {
   if (uid === undefined || uid === metadata["uid"]) return;
-  const why = `UID in precondition: ${JSON.stringify(uid)}, UID in object meta: ${String(metadata["uid"])}`;
+  const why = `UID in precondition: ${uid as string}, UID in object meta: ${metadata["uid"] as string}`;
   throw Refusal.conflict(target, `Precondition failed: ${why}`);
 }
 
