@@ -122,6 +122,11 @@ export function isReady(pod: KubernetesObject): boolean {
   return conditionOf(pod, "Ready")?.status === "True" && !isLeaving(pod);
 }
 
+/** Ready, and to stay so: its gate may have been closed before kubelet has seen it. */
+export function isInService(pod: KubernetesObject): boolean {
+  return isReady(pod) && (!hasGate(pod) || isGateOpen(pod));
+}
+
 export function areContainersReady(pod: KubernetesObject): boolean {
   return conditionOf(pod, "ContainersReady")?.status === "True";
 }
@@ -210,7 +215,7 @@ export function markOf(pod: KubernetesObject): Mark | undefined {
 
 /** An upgrade was begun with it and has not put it back into service: one that goes on, or was broken off. */
 export function isBegun(pod: KubernetesObject): boolean {
-  return markOf(pod) !== undefined && !(isReady(pod) && isGateOpen(pod));
+  return markOf(pod) !== undefined && !isInService(pod);
 }
 
 export function areEqual(one: Images, other: Images): boolean {

@@ -7,7 +7,7 @@
 import type { KubernetesObject } from "../cluster/cluster.ts";
 import { abortError, PullError } from "../errors.ts";
 import { type ExchangeOptions, exchange, type Goal } from "./exchange.ts";
-import { isReady, isServing, uidOf } from "./pod.ts";
+import { isInService, isServing, uidOf } from "./pod.ts";
 import { someOf } from "./workload.ts";
 
 export interface RollingOptions extends ExchangeOptions {
@@ -95,14 +95,14 @@ class Rolling {
 
   #next(): KubernetesObject | undefined {
     const [first] = this.#open();
-    if (first === undefined || !isReady(first)) return first;
+    if (first === undefined || !isInService(first)) return first;
     return this.#unavailable() < this.#options.maxUnavailable ? first : undefined;
   }
 
   #unavailable(): number {
     const { replicas } = this.#options;
     const serving = this.#serving();
-    const out = serving.filter((pod) => !isReady(pod) || this.#busy.has(uidOf(pod)));
+    const out = serving.filter((pod) => !isInService(pod) || this.#busy.has(uidOf(pod)));
     return out.length + Math.max(0, replicas() - serving.length);
   }
 
@@ -113,7 +113,7 @@ class Rolling {
   #whyNot(): string {
     const { replicas, maxUnavailable } = this.#options;
     const serving = this.#serving();
-    const unready = serving.flatMap((pod) => (isReady(pod) ? [] : [pod.metadata.name]));
+    const unready = serving.flatMap((pod) => (isInService(pod) ? [] : [pod.metadata.name]));
     const absent = Math.max(0, replicas() - serving.length);
     const all = [
       ...(unready.length > 0 ? [`not ready: ${someOf(unready)}`] : []),
@@ -152,6 +152,6 @@ class Rolling {
 
 /** What is not ready first, then the last ones first, as a StatefulSet's own updates have it. */
 export function inOrder(one: KubernetesObject, other: KubernetesObject): number {
-  const readiness = Number(isReady(one)) - Number(isReady(other));
+  const readiness = Number(isInService(one)) - Number(isInService(other));
   return readiness || other.metadata.name.localeCompare(one.metadata.name, "en", { numeric: true });
 }

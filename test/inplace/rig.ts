@@ -6,6 +6,7 @@ import { readFileSync } from "node:fs";
 import { parse } from "yaml";
 import { createCluster } from "../../src/cluster/client.ts";
 import {
+  type Condition,
   conditionFor,
   conditionOf,
   type ImageReport,
@@ -22,6 +23,7 @@ import type {
 } from "../../src/inplace/inplace.ts";
 import { planUpgrade, upgrade } from "../../src/inplace/upgrade.ts";
 import { type ApiRequest, FakeApi } from "../fakes/api.ts";
+import { FakeControllers } from "../fakes/controllers.ts";
 import { FakeKubelet } from "../fakes/kubelet.ts";
 import type { Rule } from "../fakes/kubernetes/access.ts";
 import type { ApiObject } from "../fakes/kubernetes/store.ts";
@@ -50,42 +52,71 @@ const usual: UpgradeRequest = {
 /** What a node's Hawser says of an image; undefined for nothing at all. */
 type Fetch = (image: string) => ImageReport | undefined;
 
+export type WorkloadKind = "statefulset" | "daemonset" | "cloneset";
+
+export const collections: Readonly<Record<WorkloadKind, string>> = {
+  statefulset: "/apis/apps/v1/statefulsets",
+  daemonset: "/apis/apps/v1/daemonsets",
+  cloneset: "/apis/apps.kruise.io/v1alpha1/clonesets",
+};
+
 export class Rig implements AsyncDisposable {
   readonly api: FakeApi;
+  readonly controllers: FakeControllers;
   readonly kubelets: readonly FakeKubelet[];
   readonly events: UpgradeEvent[] = [];
   readonly kubeconfig: string;
-  /** Most pods that were not ready at once, since all were. */
+  readonly kind: WorkloadKind | "pod";
+  /** Most pods that were not in service at once, since all were. */
   worst = 0;
   fetch: Fetch = (image) => ({ state: "warm", digest: digestOf(image) });
   onEvent: (event: UpgradeEvent) => void = () => {};
   readonly #silence: () => void;
 
-  private constructor(api: FakeApi, nodes: readonly string[]) {
+  private constructor(api: FakeApi, kind: WorkloadKind | "pod") {
+    const nodes = ["node-1", "node-2"];
     this.api = api;
+    this.kind = kind;
     this.kubeconfig = api.kubeconfigFor({ name: "operator", rules: roleRules });
     this.kubelets = nodes.map((nodeName) => {
       const kubelet = new FakeKubelet({
         api,
         nodeName,
-        images: (image) => `registry/${image}@${digestOf(image)}`,
+        images: (image) => {
+          if (image.includes("missing")) throw new Error("not found");
+          return `registry/${image}@${digestOf(image)}`;
+        },
       });
-      kubelet.behave = (image) => ({ readyAfterMs: 5, ...(image.includes("crash") && { exitsWith: 1 }) });
+      kubelet.behave = (image) => ({
+        readyAfterMs: 5,
+        ...(image.includes("crash") && { exitsWith: 1 }),
+        ...(image.includes("never") && { neverReady: true }),
+      });
       return kubelet;
     });
     this.#silence = api.listen(({ collection, object, type }) => {
-      if (collection !== pods || type === "DELETED") return;
-      this.#answer(object);
+      if (collection !== pods) return;
+      if (type !== "DELETED") this.#answer(object);
       this.worst = Math.max(this.worst, this.unready.length);
     });
+    this.controllers = new FakeControllers({ api, nodes, kruise: true });
   }
 
-  static async open(replicas = 3, more: { readonly kind?: "statefulset" | "daemonset" } = {}): Promise<Rig> {
-    const api = await FakeApi.start();
-    const rig = new Rig(api, ["node-1", "node-2"]);
-    rig.putWorkload(more.kind ?? "statefulset", replicas);
-    for (let index = 0; index < replicas; index++) rig.putPod(index, more.kind);
-    await rig.untilReady();
+  static async open(
+    replicas = 3,
+    {
+      kind = "statefulset",
+      spec = {},
+    }: { readonly kind?: WorkloadKind | "pod"; readonly spec?: object } = {},
+  ): Promise<Rig> {
+    const rig = new Rig(await FakeApi.start(), kind);
+    if (kind === "pod")
+      rig.api.put(pods, {
+        metadata: { name: "web", namespace },
+        spec: { ...podSpec(), ...spec, nodeName: rig.kubelets[0]?.nodeName },
+      });
+    else rig.putWorkload(kind, replicas, spec);
+    await rig.untilReady(kind === "pod" ? 1 : kind === "daemonset" ? rig.kubelets.length : replicas);
     rig.worst = 0;
     return rig;
   }
@@ -93,11 +124,7 @@ export class Rig implements AsyncDisposable {
   /** What was told, in short. */
   get steps(): string {
     const words = this.events.map((event) =>
-      event.event === "pod"
-        ? `${event.pod}: ${event.step}`
-        : event.event === "note"
-          ? event.text
-          : event.error,
+      event.event === "pod" ? `${event.pod}: ${event.step}` : event.event === "note" ? event.text : event.error,
     );
     return words.join(", ");
   }
@@ -116,56 +143,37 @@ export class Rig implements AsyncDisposable {
     return Object.fromEntries(this.all.map((pod) => [pod.metadata.name, imageOf(pod["spec"])]));
   }
 
+  get workload(): ApiObject | undefined {
+    return this.kind === "pod" ? undefined : this.api.read(collections[this.kind], "web", namespace);
+  }
+
   get template(): string {
-    const [workload] = [
-      ...this.api.list("/apis/apps/v1/statefulsets"),
-      ...this.api.list("/apis/apps/v1/daemonsets"),
-    ];
-    return imageOf((workload?.["spec"] as { template: { spec: unknown } }).template.spec);
+    return imageOf((this.workload?.["spec"] as { template: { spec: unknown } }).template.spec);
   }
 
   get annotations(): readonly string[] {
     return this.all.flatMap((pod) => Object.keys((pod.metadata["annotations"] as object | undefined) ?? {}));
   }
 
-  async untilReady(): Promise<void> {
+  async untilReady(count: number): Promise<void> {
     await eventually(async () => {
-      if (this.unready.length > 0) throw new Error(`not ready: ${this.unready.join(", ")}`);
+      const text = `${this.all.length} pods, not ready: ${this.unready.join(", ")}`;
+      if (this.all.length !== count || this.unready.length > 0) throw new Error(text);
       await Promise.resolve();
     }, "all pods ready");
   }
 
-  putWorkload(kind: "statefulset" | "daemonset", replicas: number, more: object = {}): void {
+  putWorkload(kind: WorkloadKind, replicas: number, more: object = {}): void {
     const labels = { app: "web" };
     const spec = {
       replicas,
       selector: { matchLabels: labels },
-      updateStrategy: { type: "OnDelete" },
+      updateStrategy: { type: kind === "cloneset" ? "ReCreate" : "OnDelete" },
+      podManagementPolicy: "Parallel",
       template: { metadata: { labels }, spec: podSpec() },
       ...more,
     };
-    const status = { observedGeneration: 1_000, desiredNumberScheduled: replicas, updateRevision: "web-1" };
-    this.api.put(`/apis/apps/v1/${kind}s`, {
-      metadata: { name: "web", namespace, uid: "web-uid" },
-      spec,
-      status,
-    });
-  }
-
-  putPod(
-    index: number,
-    kind: "statefulset" | "daemonset" | undefined = "statefulset",
-    more: object = {},
-  ): void {
-    const name = `web-${index}`;
-    const owner = { apiVersion: "apps/v1", kind, name: "web", uid: "web-uid", controller: true };
-    const nodeName = this.kubelets[index % this.kubelets.length]?.nodeName;
-    const conditions = [{ type: readinessGate, status: "True" }];
-    this.api.put(pods, {
-      metadata: { name, namespace, labels: { app: "web" }, ownerReferences: [owner] },
-      spec: { ...podSpec(), nodeName, ...more },
-      status: { phase: "Pending", conditions },
-    });
+    this.api.put(collections[kind], { metadata: { name: "web", namespace }, spec });
   }
 
   options(pace: Pace = quick): UpgradeOptions {
@@ -185,11 +193,12 @@ export class Rig implements AsyncDisposable {
     signal: AbortSignal = new AbortController().signal,
     pace: Pace = quick,
   ): Promise<Outcome> {
-    return await upgrade(this.options(pace), { ...usual, ...more }, signal);
+    return await upgrade(this.options(pace), { ...usual, kind: this.kind, ...more }, signal);
   }
 
   async plan(more: Partial<UpgradeRequest> = {}) {
-    return await planUpgrade(this.options(), { ...usual, ...more }, new AbortController().signal);
+    const request = { ...usual, kind: this.kind, ...more };
+    return await planUpgrade(this.options(), request, new AbortController().signal);
   }
 
   /** Requests of whoever upgrades that change something. */
@@ -199,24 +208,29 @@ export class Rig implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#silence();
+    this.controllers[Symbol.dispose]();
     for (const kubelet of this.kubelets) await kubelet[Symbol.asyncDispose]();
     await this.api[Symbol.asyncDispose]();
   }
 
-  /** As the daemon of the pod's node does. */
+  /** As the daemon of the pod's node does: what became of images, and a gate that nobody opens. */
   #answer(pod: ApiObject): void {
     const annotations = (pod.metadata["annotations"] ?? {}) as Readonly<Record<string, string>>;
-    const named = annotations[prewarmAnnotation];
-    const images = (named ?? "").split(",").flatMap((image) => {
-      const report = this.fetch(image);
+    const images = (annotations[prewarmAnnotation] ?? "").split(",").flatMap((image) => {
+      const report = image === "" ? undefined : this.fetch(image);
       return report ? [[image, report] as const] : [];
     });
     const report = { request: annotations[requestAnnotation], images: Object.fromEntries(images) };
-    if (images.length === 0) return;
-    const condition = conditionFor(report);
-    if (conditionOf(pod, condition.type)?.message === condition.message) return;
+    if (images.length > 0) this.#setCondition(pod, conditionFor(report));
+    if (conditionOf(pod, readinessGate) === undefined)
+      this.#setCondition(pod, { type: readinessGate, status: "True" });
+  }
+
+  #setCondition(pod: ApiObject, condition: Condition): void {
+    if (conditionOf(pod, condition.type)?.message === condition.message && conditionOf(pod, condition.type))
+      return;
     this.api.update(pods, pod.metadata.name, namespace, (fresh) => {
-      const { conditions = [], ...status } = fresh["status"] as { conditions?: { type: string }[] };
+      const { conditions = [], ...status } = (fresh["status"] ?? {}) as { conditions?: { type: string }[] };
       const others = conditions.filter(({ type }) => type !== condition.type);
       return { ...fresh, status: { ...status, conditions: [...others, condition] } };
     });
