@@ -268,7 +268,7 @@ class NodeDaemon implements Daemon {
         if (state?.kind !== "open") return [];
         return [state.site.facts.contentRoot, state.site.facts.snapshotterRoot];
       },
-      isListed: async (name) => (await this.#containerd.records.image(name)) !== undefined,
+      listed: async (name) => (await this.#containerd.records.image(name))?.target.digest,
       cluster: prewarm.pods ? async () => await connect(prewarm) : undefined,
       credentialsFile: prewarm.credentials,
       fetch: async (name, credentials, ahead, signal) =>

@@ -7,6 +7,7 @@
 
 import type { Hold, Holdable, Holds } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
+import type { Digest } from "../oci/digest.ts";
 import { type Clock, realClock } from "./clock.ts";
 import { nameOf, namesOf } from "./names.ts";
 import { type Condition, type Entry, type Failure, Queue, type Source, type Want } from "./queue.ts";
@@ -16,6 +17,8 @@ export interface Fetched extends AsyncDisposable {
   readonly failure: PullError | undefined;
   /** What is to be held; nothing where a record holds it already. */
   readonly held?: Holdable | undefined;
+  /** Where nothing is: what the record's name stands for, if that is known. */
+  readonly target?: Digest | undefined;
   /** It was listed. */
   readonly registered?: object | undefined;
 }
@@ -85,6 +88,10 @@ export class Prewarm {
     return this.#queue.entries;
   }
 
+  get known(): Pick<Queue, "get" | "attempts"> {
+    return this.#queue;
+  }
+
   /** Finds what is held from an earlier time, and begins. Throws when containerd does not say; can then be tried again. */
   async open(): Promise<void> {
     if (this.#isOpen) return;
@@ -129,9 +136,11 @@ export class Prewarm {
     if (isListed && isIdle && !this.#isClosed) this.#run(entry, () => this.#drop(entry, "listed"));
   }
 
-  /** Has one that failed, or is to be looked at later, tried now. */
-  hasten(reference: string): void {
-    this.#queue.hasten(nameOf(reference), this.#clock.now());
+  /** Has one that failed, or is to be looked at later, tried now; where that goes on already, once more if it is to be anew. */
+  hasten(reference: string, isAnew = false): void {
+    const [name, now] = [nameOf(reference), this.#clock.now()];
+    if (isAnew) this.#queue.renew(name, now);
+    else this.#queue.hasten(name, now);
     this.#look();
   }
 
@@ -235,7 +244,8 @@ export class Prewarm {
     if (kept) await holds.release(kept);
     const now = this.#clock.now();
     const sinceMs = condition.kind === "warm" && !isNew ? condition.sinceMs : now;
-    this.#queue.end(name, { kind: "warm", dueMs: now + this.#jitter(limits.refreshMs), sinceMs, hold });
+    const dueMs = now + this.#jitter(limits.refreshMs);
+    this.#queue.end(name, { kind: "warm", dueMs, sinceMs, hold, listed: fetched.target });
     events.done(name, { isNew, seconds: (performance.now() - began) / 1000 });
   }
 
@@ -245,7 +255,7 @@ export class Prewarm {
     const { condition, trouble } = entry;
     const now = this.#clock.now();
     if (error.code === "cancelled" || this.#isClosed) {
-      this.#queue.end(name, condition);
+      this.#queue.breakOff(name);
       return;
     }
     const before = condition.kind === "failed" ? condition.failure.times : (trouble?.times ?? 0);

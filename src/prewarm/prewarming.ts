@@ -9,6 +9,7 @@ import type { Holds } from "../containerd/containerd.ts";
 import { PullError } from "../errors.ts";
 import type { Log } from "../log.ts";
 import type { Metrics } from "../metrics.ts";
+import type { Digest } from "../oci/digest.ts";
 import { parseReference } from "../oci/reference.ts";
 import type { Ahead, Pulled, Spare } from "../pull/pull.ts";
 import { volumeOf } from "../pull/space.ts";
@@ -42,8 +43,8 @@ export interface PrewarmingOptions {
   ) => Promise<Pulled>;
   /** The cluster's API, and the node's name in it; undefined where it is not to be asked. */
   readonly cluster: (() => Promise<NodeCluster>) | undefined;
-  /** Whether containerd has a record of this name. */
-  readonly isListed: (name: string) => Promise<boolean>;
+  /** What containerd's record of this name stands for; undefined where it has none. */
+  readonly listed: (name: string) => Promise<Digest | undefined>;
   /** A file of Docker's form; it need not be there. */
   readonly credentialsFile: string;
   readonly log: Log;
@@ -98,7 +99,7 @@ export class Prewarming {
     this.#engine = new Prewarm({
       holds: options.holds,
       fetch: async (name, wanted, signal) => await this.#fetch(name, wanted, signal),
-      isListed: options.isListed,
+      isListed: async (name) => (await options.listed(name)) !== undefined,
       limits: options.limits,
       isFull: async () => {
         const volumes = await Promise.all(options.folders().map(volumeOf));
@@ -164,9 +165,9 @@ export class Prewarming {
 
   /** With each of the credentials that may be meant for it, until the registry does not mind. */
   async #fetch(name: string, { isKnown, sources }: Wanted, signal: AbortSignal): Promise<Fetched> {
-    const { fetch, isListed, listsAnonymous, spare } = this.#options;
-    if (this.#pods?.areContent(sources, name) && (await isListed(name).catch(() => false)))
-      return { failure: undefined, [Symbol.asyncDispose]: async () => {} };
+    const { fetch, listsAnonymous, spare } = this.#options;
+    const present = this.#pods?.areContent(sources, name) ? await this.#listed(name) : undefined;
+    if (present) return { failure: undefined, target: present, [Symbol.asyncDispose]: async () => {} };
     const own = await this.#pods?.keyrings(sources, signal);
     const keyrings = [...(own ?? []), await this.#readKeyring()];
     const [first, ...others] = keyrings.flatMap((keyring) => keyring.of(parseReference(name)));
@@ -182,7 +183,15 @@ export class Prewarming {
       await pulled[Symbol.asyncDispose]();
       pulled = await attempt(credentials);
     }
-    return pulled;
+    const { failure, held, registered } = pulled;
+    const target = failure === undefined && held === undefined ? await this.#listed(name) : undefined;
+    const dispose = async (): Promise<void> => await pulled[Symbol.asyncDispose]();
+    return { failure, held, registered, target, [Symbol.asyncDispose]: dispose };
+  }
+
+  /** Undefined as well where containerd does not say. */
+  async #listed(name: string): Promise<Digest | undefined> {
+    return await this.#options.listed(name).catch(() => undefined);
   }
 
   /** Read each time: whoever renews it need not tell. */

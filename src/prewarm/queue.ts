@@ -4,6 +4,7 @@
 // wanted for as long as one of its sources wants it; one that is warm outlasts that by a while.
 
 import type { Hold } from "../containerd/containerd.ts";
+import type { Digest } from "../oci/digest.ts";
 
 /** A place that names images, such as the configuration, or a pod. */
 export type Source = string;
@@ -28,6 +29,8 @@ export type Condition =
       readonly dueMs: number;
       readonly sinceMs: number;
       readonly hold: Hold | undefined;
+      /** Where nothing is held: what its record stands for, if that is known. */
+      readonly listed?: Digest | undefined;
     };
 
 export interface Failure {
@@ -48,6 +51,9 @@ export interface Entry {
   readonly busySinceMs: number | undefined;
   /** Of the latest look at a warm image, if that failed. */
   readonly trouble: Failure | undefined;
+  /** The latest attempt that has come to an end, and the latest that has not failed, by {@link Queue.attempts}. */
+  readonly endedAttempt: number;
+  readonly goodAttempt: number;
   /** Since when nobody wants it. */
   readonly unwantedMs: number | undefined;
   /** For one of its sources. */
@@ -63,6 +69,12 @@ class Held implements Entry {
   condition: Condition;
   busySinceMs: number | undefined;
   trouble: Failure | undefined;
+  endedAttempt = 0;
+  goodAttempt = 0;
+  /** The one that goes on, or did so last. */
+  attempt = 0;
+  /** When it was said that it is to be tried once more than it is right now. */
+  onceMoreMs: number | undefined;
   unwantedMs: number | undefined;
 
   constructor(name: string, condition: Condition, addedMs: number) {
@@ -89,6 +101,12 @@ const entriesMax = 5_000;
 
 export class Queue {
   readonly #entries = new Map<string, Held>();
+  #attempts = 0;
+
+  /** How many have been begun so far, of all images; each is known by its number. */
+  get attempts(): number {
+    return this.#attempts;
+  }
 
   get entries(): readonly Entry[] {
     return [...this.#entries.values()];
@@ -129,6 +147,13 @@ export class Queue {
   hasten(name: string, nowMs: number): void {
     const entry = this.#entries.get(name);
     if (entry) entry.condition = { ...entry.condition, dueMs: Math.min(entry.condition.dueMs, nowMs) };
+  }
+
+  /** To be tried at once, and by an attempt that begins after this even where one goes on. */
+  renew(name: string, nowMs: number): void {
+    this.hasten(name, nowMs);
+    const entry = this.#entries.get(name);
+    if (entry?.busySinceMs !== undefined) entry.onceMoreMs = nowMs;
   }
 
   /** What is due, the most urgent first, then what is needed soonest, and then what has waited longest. */
@@ -176,7 +201,10 @@ export class Queue {
 
   begin(name: string, nowMs: number): void {
     const entry = this.#entries.get(name);
-    if (entry) entry.busySinceMs = nowMs;
+    if (entry === undefined) return;
+    this.#attempts += 1;
+    entry.attempt = this.#attempts;
+    entry.busySinceMs = nowMs;
   }
 
   /** What it is by now, while it is being fetched or looked at. */
@@ -189,9 +217,23 @@ export class Queue {
   end(name: string, condition: Condition, trouble?: Failure): void {
     const entry = this.#entries.get(name);
     if (entry === undefined) return;
-    entry.condition = condition;
+    entry.endedAttempt = entry.attempt;
+    if (condition.kind === "warm" && !trouble) entry.goodAttempt = entry.attempt;
+    this.#settle(entry, condition, trouble);
+  }
+
+  /** Nothing has come of it: it was broken off. */
+  breakOff(name: string): void {
+    const entry = this.#entries.get(name);
+    if (entry) this.#settle(entry, entry.condition, undefined);
+  }
+
+  #settle(entry: Held, condition: Condition, trouble: Failure | undefined): void {
+    const { name, onceMoreMs = Number.POSITIVE_INFINITY } = entry;
+    entry.condition = { ...condition, dueMs: Math.min(condition.dueMs, onceMoreMs) };
     entry.trouble = trouble;
     entry.busySinceMs = undefined;
+    entry.onceMoreMs = undefined;
     if (entry.sources.size === 0 && condition.kind !== "warm") this.#entries.delete(name);
   }
 
