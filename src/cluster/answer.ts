@@ -61,3 +61,9 @@ export function isObject(value: unknown): value is KubernetesObject {
     typeof value === "object" && value !== null && "metadata" in value && typeof value.metadata === "object"
   );
 }
+
+/** Of a refusal: its status, or how long the API asks to be left alone. */
+export function causeOf(error: unknown): { readonly status?: number; readonly retryAfterMs?: number } {
+  const cause = error instanceof PullError ? error.cause : undefined;
+  return typeof cause === "object" && cause !== null ? cause : {};
+}

@@ -7,7 +7,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { PullError } from "../errors.ts";
-import { isObject, objectBytesMax, objectOf, readAll, type Send } from "./answer.ts";
+import { causeOf, isObject, objectBytesMax, objectOf, readAll, type Send } from "./answer.ts";
 import type { Collection, Follower, KubernetesObject } from "./cluster.ts";
 
 /** Objects that are asked for at once; the API hands out a token for the next ones. */
@@ -175,11 +175,6 @@ function errorOf(status: unknown): Error {
 
 function isExpired(error: unknown): boolean {
   return causeOf(error).status === 410;
-}
-
-function causeOf(error: unknown): { readonly status?: number; readonly retryAfterMs?: number } {
-  const cause = error instanceof PullError ? error.cause : undefined;
-  return typeof cause === "object" && cause !== null ? cause : {};
 }
 
 function pauseAfter(failure: PullError, failures: number): number {

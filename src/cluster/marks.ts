@@ -36,6 +36,9 @@ export interface Condition {
   readonly message?: string | undefined;
 }
 
+/** What a patch needs to know of a pod. */
+type Marked = Pick<KubernetesObject, "metadata">;
+
 const errorCharactersMax = 200;
 
 export function conditionFor({ request, images }: PrewarmReport): Condition {
@@ -53,11 +56,13 @@ export function conditionFor({ request, images }: PrewarmReport): Condition {
 /** Undefined where there is none, or none that can be read. */
 export function reportOn(pod: KubernetesObject): PrewarmReport | undefined {
   try {
-    const { request, images } = JSON.parse(
-      conditionOf(pod, prewarmedCondition)?.message ?? "",
-    ) as Partial<PrewarmReport>;
-    if (typeof images !== "object") return undefined;
-    return { request: typeof request === "string" ? request : undefined, images };
+    const text = conditionOf(pod, prewarmedCondition)?.message ?? "";
+    const { request, images } = JSON.parse(text) as { readonly request?: unknown; readonly images?: unknown };
+    if (typeof images !== "object" || images === null) return undefined;
+    return {
+      request: typeof request === "string" ? request : undefined,
+      images: images as PrewarmReport["images"],
+    };
   } catch {
     return undefined;
   }
@@ -69,12 +74,20 @@ export function conditionOf(pod: KubernetesObject, type: string): Condition | un
   return (conditions as readonly (Condition | null)[]).find((one) => one?.type === type) ?? undefined;
 }
 
-/** Patch of a pod's status (strategic), with only this changed. */
-export function statusPatch(pod: KubernetesObject, condition: Condition, isChanged: boolean): unknown {
+/** Patch of a pod's status (strategic), with only this changed; the pod has to be of that version still. */
+export function statusPatch(pod: Marked, condition: Condition, isChanged: boolean): unknown {
   const now = new Date().toISOString().replace(/\.\d+Z$/, "Z");
-  const { uid, resourceVersion } = pod.metadata;
+  return patchOf(pod, { ...condition, ...(isChanged && { lastTransitionTime: now }) });
+}
+
+/** Like {@link statusPatch}, without the condition of that type. */
+export function removalPatch(pod: Marked, type: string): unknown {
+  return patchOf(pod, { type, $patch: "delete" });
+}
+
+function patchOf({ metadata: { uid, resourceVersion } }: Marked, condition: object): unknown {
   return {
     metadata: { uid, ...(resourceVersion && { resourceVersion }) },
-    status: { conditions: [{ ...condition, ...(isChanged && { lastTransitionTime: now }) }] },
+    status: { conditions: [condition] },
   };
 }

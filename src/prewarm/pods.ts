@@ -2,19 +2,25 @@
 // the first, and with those of app containers only once the init containers have ended.
 //
 // The pods are followed through the cluster's API with kubelet's own identity, which may read them, the pull secrets that
-// they name, and nothing of other nodes. What a pod is for is not looked at. An image stops being wanted when its
+// they name, and nothing of other nodes; what became of the images that a pod names itself is said on it (reporter.ts).
+// What a pod is for is not looked at. An image stops being wanted when its
 // container has it, when the pod is over, and when it is gone.
 
 import type { Cluster, KubernetesObject } from "../cluster/cluster.ts";
 import { PullError } from "../errors.ts";
 import { Keyring } from "./keyring.ts";
+import { imagesMax, isOver, list, namesOn, record, requestOn, word } from "./marked.ts";
 import { namesOf } from "./names.ts";
+import type { Refused } from "./prewarm.ts";
+import { type Known, Reporter } from "./reporter.ts";
 
 export interface PodsOptions {
   readonly cluster: Cluster;
   readonly nodeName: string;
-  /** Has exactly these images wanted for a pod, or for the node itself; what is no reference is left out. */
-  readonly want: (source: string, references: readonly string[]) => void;
+  /** Has exactly these images wanted for a pod, or for the node itself; what is refused is left out. */
+  readonly want: (source: string, references: readonly string[]) => Refused;
+  /** What has become of them. */
+  readonly images: Known;
   readonly trouble: (place: string, why: string | undefined) => void;
 }
 
@@ -26,11 +32,10 @@ interface PodImages {
   readonly always: readonly string[];
   /** Names of its pull secrets. */
   readonly secrets: readonly string[];
+  /** Whoever waits for what becomes of the images that it names. */
+  readonly request: string | undefined;
 }
 
-/** Names images on a pod or on a node, with commas between them. */
-const annotation = "hawser.dev/prewarm";
-const imagesMax = 100;
 const secretsMax = 20;
 const secretMs = 10_000;
 
@@ -40,10 +45,16 @@ export class Pods implements AsyncDisposable {
   readonly #over: Promise<unknown>;
   /** By source. */
   readonly #pods = new Map<string, PodImages>();
+  readonly #reporter: Reporter;
 
   constructor(options: PodsOptions) {
     this.#options = options;
-    const { cluster, nodeName } = options;
+    const { cluster, images, nodeName } = options;
+    this.#reporter = new Reporter({
+      cluster,
+      images,
+      trouble: (why) => options.trouble("the status of the node's pods", why),
+    });
     const pods = { path: "/api/v1/pods", fieldSelector: `spec.nodeName=${nodeName}` };
     const node = { path: "/api/v1/nodes", fieldSelector: `metadata.name=${nodeName}` };
     const { signal } = this.#abort;
@@ -53,7 +64,7 @@ export class Pods implements AsyncDisposable {
         {
           replaced: (objects) => this.#replaced(objects),
           changed: (pod) => this.#changed(pod),
-          deleted: (pod) => this.#set(sourceOf(pod), undefined),
+          deleted: (pod) => this.#deleted(sourceOf(pod)),
           trouble: (why) => options.trouble("the node's pods", why),
         },
         signal,
@@ -91,33 +102,47 @@ export class Pods implements AsyncDisposable {
     });
   }
 
+  /** Some may have. */
+  imagesChanged(): void {
+    this.#reporter.imagesChanged();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#abort.abort();
     await this.#over;
+    await this.#reporter[Symbol.asyncDispose]();
   }
 
   #replaced(objects: readonly KubernetesObject[]): void {
     const present = new Set(objects.map(sourceOf));
-    for (const source of this.#pods.keys()) if (!present.has(source)) this.#set(source, undefined);
+    for (const source of this.#pods.keys()) if (!present.has(source)) this.#deleted(source);
     for (const pod of objects) this.#changed(pod);
   }
 
   #changed(pod: KubernetesObject): void {
-    this.#set(sourceOf(pod), imagesOf(pod));
+    const source = sourceOf(pod);
+    this.#reporter.saw(source, pod, this.#set(source, imagesOf(pod)));
   }
 
-  #set(source: string, pod: PodImages | undefined): void {
+  #deleted(source: string): void {
+    this.#set(source, undefined);
+    this.#reporter.forget(source);
+  }
+
+  /** What is refused of its images, where they are asked for: since they are others, or somebody waits for them anew. */
+  #set(source: string, pod: PodImages | undefined): Refused | undefined {
     const known = this.#pods.get(source);
     if (pod === undefined) this.#pods.delete(source);
     else this.#pods.set(source, pod);
     if (known && !pod)
       for (const name of secretsOf(known)) this.#options.trouble(`secret ${name}`, undefined);
     const [before, now] = [known?.images ?? [], pod?.images ?? []];
-    if (before.join(" ") !== now.join(" ")) this.#options.want(source, now);
+    const isSame = before.join(" ") === now.join(" ") && known?.request === pod?.request;
+    return isSame ? undefined : this.#options.want(source, now);
   }
 
   #nodeChanged(node: KubernetesObject | undefined): void {
-    this.#options.want("node", node ? annotated(node) : []);
+    this.#options.want("node", node ? namesOn(node).slice(0, imagesMax) : []);
   }
 
   /** As kubelet does it, a secret that is missing or of no use is passed over, and the image asked for without. */
@@ -150,16 +175,11 @@ function sourceOf({ metadata: { namespace, name, uid } }: KubernetesObject): str
 
 /** What kubelet is going to pull for a pod; nothing for one that is over or on its way out. */
 function imagesOf(pod: KubernetesObject): PodImages {
-  const { namespace = "default", deletionTimestamp } = pod.metadata as {
-    namespace?: string;
-    deletionTimestamp?: unknown;
-  };
+  const { namespace = "default" } = pod.metadata;
   const spec = record(pod["spec"]);
   const status = record(pod["status"]);
-  const isOver =
-    deletionTimestamp !== undefined || status["phase"] === "Succeeded" || status["phase"] === "Failed";
   const secrets = list(spec["imagePullSecrets"]).flatMap(({ name }) => word(name));
-  if (isOver) return { namespace, images: [], always: [], secrets };
+  if (isOver(pod)) return { namespace, images: [], always: [], secrets, request: undefined };
   const statuses = ["initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"];
   const started = new Set(
     statuses.flatMap((key) => list(status[key])).flatMap(({ name, imageID }) => (imageID ? word(name) : [])),
@@ -172,20 +192,12 @@ function imagesOf(pod: KubernetesObject): PodImages {
   const volumes = started.size > 0 ? [] : list(spec["volumes"]).map(({ image }) => record(image));
   const mounted = volumes.map(({ reference: image, pullPolicy: policy }) => ({ image, policy }));
   const pulled = [...containers, ...mounted].filter(({ policy }) => policy !== "Never");
-  const names = [...pulled.flatMap(({ image }) => word(image)), ...annotated(pod)];
+  const own = pulled.flatMap(({ image }) => word(image)).slice(0, imagesMax);
   const always = namesOf(
     pulled.filter(({ policy }) => policy === "Always").flatMap(({ image }) => word(image)),
   );
-  return { namespace, images: [...new Set(names)].slice(0, imagesMax), always, secrets };
-}
-
-function annotated({ metadata }: KubernetesObject): string[] {
-  const annotations = record((metadata as Readonly<Record<string, unknown>>)["annotations"]);
-  return word(annotations[annotation])
-    .flatMap((text) => text.split(","))
-    .map((one) => one.trim())
-    .filter((one) => one !== "")
-    .slice(0, imagesMax);
+  const images = [...new Set([...own, ...namesOn(pod).slice(0, imagesMax)])];
+  return { namespace, images, always, secrets, request: requestOn(pod) };
 }
 
 /** A pull secret of either form. Throws `invalid`, with no word of what is in it. */
@@ -194,18 +206,4 @@ function keyringOf(secret: KubernetesObject): Keyring {
   const [text] = [".dockerconfigjson", ".dockercfg"].flatMap((key) => word(data[key]));
   if (text === undefined) throw new PullError("invalid", "it is no pull secret");
   return Keyring.parse(Buffer.from(text, "base64").toString("utf8"));
-}
-
-function record(value: unknown): Readonly<Record<string, unknown>> {
-  const isRecord = typeof value === "object" && value !== null && !Array.isArray(value);
-  return isRecord ? (value as Record<string, unknown>) : {};
-}
-
-function list(value: unknown): readonly Readonly<Record<string, unknown>>[] {
-  return Array.isArray(value) ? value.map(record) : [];
-}
-
-/** A string that says something, or nothing. */
-function word(value: unknown): string[] {
-  return typeof value === "string" && value !== "" ? [value] : [];
 }

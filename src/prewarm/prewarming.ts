@@ -1,7 +1,7 @@
 // Pre-warming on this node: the engine, with the places that say what is wanted, and what an operator sees of it.
 //
-// The configuration, a directory and the command line name images here. None of them can do any harm: what is wrong with
-// one is told in log and status, and pulls go on.
+// The configuration, a directory, the command line and the cluster's pods name images here. None of them can do any harm:
+// what is wrong with one is told in log and status, and pulls go on.
 
 import { open } from "node:fs/promises";
 import type { Cluster } from "../cluster/cluster.ts";
@@ -96,6 +96,7 @@ export class Prewarming {
   constructor(options: PrewarmingOptions) {
     this.#options = options;
     const { spare } = options;
+    const events = eventsFor(options.log, options.metrics);
     this.#engine = new Prewarm({
       holds: options.holds,
       fetch: async (name, wanted, signal) => await this.#fetch(name, wanted, signal),
@@ -105,7 +106,13 @@ export class Prewarming {
         const volumes = await Promise.all(options.folders().map(volumeOf));
         return volumes.some((volume) => volume.freeBytes < spare(volume));
       },
-      events: eventsFor(options.log, options.metrics),
+      events: {
+        ...events,
+        changed: (entries) => {
+          events.changed(entries);
+          this.#pods?.imagesChanged();
+        },
+      },
     });
     this.#wishes = Wishes.open(options.wishesFile, (why) => this.#trouble(options.wishesFile, why));
   }
@@ -224,8 +231,11 @@ export class Prewarming {
       this.#pods = new Pods({
         cluster,
         nodeName,
+        images: this.#engine,
         want: (source, references) => {
-          this.#refuse(source, this.#engine.replace(source, references, wants.pod));
+          const refused = this.#engine.replace(source, references, wants.pod);
+          this.#refuse(source, refused);
+          return refused;
         },
         trouble: (place, why) => this.#trouble(place, why),
       });
