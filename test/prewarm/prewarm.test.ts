@@ -4,43 +4,14 @@ import { expect, test } from "vitest";
 import type { Hold, Holdable, Holds } from "../../src/containerd/containerd.ts";
 import { PullError } from "../../src/errors.ts";
 import { type Digest, sha256 } from "../../src/oci/digest.ts";
-import type { Clock } from "../../src/prewarm/clock.ts";
 import { type Fetched, Prewarm, type PrewarmLimits } from "../../src/prewarm/prewarm.ts";
+import { settle, TestClock } from "../fakes/clock.ts";
 
 const minute = 60_000;
 const list = { priority: 2, isUrgent: false };
 const command = { priority: 1, isUrgent: false };
 const pod = { priority: 0, isUrgent: true };
 const limits: PrewarmLimits = { concurrentMax: 2, refreshMs: 60 * minute, keepMs: 24 * 60 * minute };
-
-class TestClock implements Clock {
-  #nowMs = 1_000_000;
-  readonly #calls = new Set<{ readonly timeMs: number; readonly call: () => void }>();
-
-  now = (): number => this.#nowMs;
-  random = (): number => 0.5;
-
-  at = (timeMs: number, call: () => void): Disposable => {
-    const one = { timeMs, call };
-    this.#calls.add(one);
-    return { [Symbol.dispose]: () => void this.#calls.delete(one) };
-  };
-
-  /** Time passes, and what is due in it comes in its order. */
-  async pass(ms: number): Promise<void> {
-    const until = this.#nowMs + ms;
-    for (;;) {
-      const [next] = [...this.#calls].sort((one, other) => one.timeMs - other.timeMs);
-      if (next === undefined || next.timeMs > until) break;
-      this.#calls.delete(next);
-      this.#nowMs = Math.max(this.#nowMs, next.timeMs);
-      next.call();
-      await settle();
-    }
-    this.#nowMs = until;
-    await settle();
-  }
-}
 
 class MemoryHolds implements Holds {
   readonly all = new Map<string, { readonly hold: Hold; readonly lifeMs: number }>();
@@ -67,13 +38,6 @@ class MemoryHolds implements Holds {
     if (this.failure) throw this.failure;
     return Array.from(this.all.values(), ({ hold }) => hold);
   }
-}
-
-async function settle(): Promise<void> {
-  for (let turn = 0; turn < 5; turn++)
-    await new Promise((resolve) => {
-      setImmediate(resolve);
-    });
 }
 
 interface Fetch {
@@ -422,6 +386,27 @@ test("an image that was listed is held by its record, and is nothing that a full
   await stage.clock.pass(60 * minute);
   await stage.end(a, listed);
   expect(stage.told).toEqual([`${a} true`, `${a} false`]);
+});
+
+test("who asks anew gets an attempt that begins after that, and knows its outcome by its number", async () => {
+  const stage = new Stage();
+  stage.prewarm.want(a, "pod", pod);
+  await stage.open();
+  const { known } = stage.prewarm;
+  const before = known.attempts;
+  stage.prewarm.hasten(a, true);
+  await stage.end(a, contentOf("old"));
+  expect(known.get(a)).toMatchObject({ endedAttempt: before, goodAttempt: before });
+  expect(stage.underWay).toEqual([a]);
+  await stage.end(a, failing(new PullError("not_found", "no such tag")));
+  expect(known.get(a)).toMatchObject({ endedAttempt: before + 1, goodAttempt: before });
+  // Once.
+  expect(stage.underWay).toEqual([]);
+  await stage.clock.pass(5_000);
+  stage.isFull = true;
+  await stage.clock.pass(15_000);
+  expect(known.attempts).toBe(before + 2);
+  expect(known.get(a)).toMatchObject({ endedAttempt: before + 1, busySinceMs: undefined });
 });
 
 test("of more images than a node keeps account of the rest is refused, and there is room again for those of another list", async () => {
