@@ -41,8 +41,10 @@ export function markedPod(pod: KubernetesObject): MarkedPod | undefined {
   const all = namesOn(pod);
   const request = all.length === 0 ? undefined : requestOn(pod);
   const said = conditionOf(pod, prewarmedCondition);
-  const isShut = isShutForGood(pod);
-  if (all.length === 0 && said === undefined && !isShut) return undefined;
+  const isGated = hasLeftGate(pod);
+  const isShut = isGated && conditionOf(pod, readinessGate) === undefined;
+  // One that was opened is remembered, so that this is done once.
+  if (all.length === 0 && said === undefined && !isGated) return undefined;
   const metadata = { name, namespace, uid, resourceVersion };
   return { metadata, names: all.slice(0, imagesMax), beyond: all[imagesMax], request, said, isShut };
 }
@@ -72,10 +74,9 @@ function annotation({ metadata }: KubernetesObject, name: string): string[] {
  * OpenKruise opens the gate of its own workloads' pods, and shuts it while it exchanges an image. In anybody else's pods
  * nobody sets the condition when they are made, and a StatefulSet would wait for its first pod forever.
  */
-function isShutForGood(pod: KubernetesObject): boolean {
+function hasLeftGate(pod: KubernetesObject): boolean {
   const gates = list(record(pod["spec"])["readinessGates"]);
   if (!gates.some(({ conditionType }) => conditionType === readinessGate)) return false;
-  if (conditionOf(pod, readinessGate)) return false;
   const owners = list(record(pod.metadata)["ownerReferences"]);
   return !owners.some(({ apiVersion }) => String(apiVersion).split("/")[0] === "apps.kruise.io");
 }

@@ -111,7 +111,7 @@ export class Reporter implements AsyncDisposable {
     const isRenamed = before?.names.join() !== marked.names.join();
     if (isRenamed || refused) this.#nameImages(tracked, refused ?? new Map());
     const isAsked = before?.request !== marked.request;
-    if (isAsked && known) known.formerly = new Map();
+    if (known && (isAsked || isRenamed)) known.formerly = new Map();
     if (isAsked || (isRenamed && marked.request !== undefined)) this.#ask(tracked);
     this.#touch(tracked, true);
   }

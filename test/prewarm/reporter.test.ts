@@ -303,6 +303,13 @@ test("an API that is busy is asked again after pauses that grow, or that it name
   expect(stage.said()).toBeUndefined();
   await clock.pass(10_000);
   expect(stage.said()).toMatchObject({ status: "False" });
+  cluster.refusal = new PullError("unavailable", "later", { temporary: true });
+  stage.begin();
+  stage.reporter.imagesChanged();
+  await clock.pass(100);
+  const { length } = cluster.patches;
+  await clock.pass(750);
+  expect(cluster.patches).toHaveLength(length + 1);
   expect(stage.troubles).toEqual([]);
 });
 
@@ -315,7 +322,9 @@ test("an API that refuses is told of once, and once it does no more", async () =
   stage.reporter.forget("one");
   expect(stage.troubles).toHaveLength(1);
   stage.cluster.refusal = undefined;
+  const { length } = stage.cluster.patches;
   await stage.clock.pass(60_000);
+  expect(stage.cluster.patches.slice(length).map(({ name }) => name)).toEqual(["two"]);
   expect(stage.said("two")).toMatchObject({ status: "False" });
   expect(stage.troubles).toEqual(["the API refuses: forbidden", undefined]);
 });
@@ -338,6 +347,8 @@ test("a gate that nobody opens is opened once, and one that somebody minds never
     { name: "web", conditions: [expect.objectContaining({ type: gate, status: "True" })] },
   ]);
   await stage.showAgain("web");
+  // Whoever has taken it away again knows why.
+  await show("web", { ...pods.web, status: {} });
   await stage.show("both", image, undefined, gated);
   expect(stage.cluster.patches.slice(1).flatMap(({ conditions }) => conditions)).toMatchObject([
     { type: gate, status: "True" },
@@ -358,8 +369,12 @@ test("what another process has said stands until this one knows better, for the 
   expect(next.cluster.patches).toEqual([]);
   await next.end(missing);
   expect(next.images()).toEqual({ [image]: failed });
-  await next.show("later", image, "r2", { status });
-  expect(next.images("later")).toEqual({ [image]: { state: "wanted" } });
+  await using third = new Stage();
+  await third.show("web", image, "r1", { status });
+  expect(third.images()).toEqual({ [image]: warm });
+  await third.show("web", image, "r2", { status });
+  await third.show("later", image, "r2", { status });
+  for (const name of ["web", "later"]) expect(third.images(name)).toEqual({ [image]: { state: "wanted" } });
 });
 
 test("a thousand pods are written a few at a time, and looked at only for their own images", async () => {
