@@ -1,8 +1,17 @@
-// Pre-warming by what the cluster has scheduled: pods that are bound to this node, their secrets, their end, and an API
-// that is away. Containerd and its pulls are real, the API is a fake.
+// Pre-warming by what the cluster has scheduled: pods that are bound to this node, their secrets, their end, what is said
+// on them, and an API that is away. Containerd and its pulls are real, the API is a fake.
 
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { createCluster } from "../../src/cluster/client.ts";
+import type { KubernetesObject } from "../../src/cluster/cluster.ts";
+import {
+  conditionOf,
+  type ImageReport,
+  prewarmedCondition,
+  readinessGate,
+  reportOn,
+} from "../../src/cluster/marks.ts";
 import { askAdmin } from "../../src/front/client.ts";
 import type { PrewarmStatus } from "../../src/prewarm/prewarming.ts";
 import { FakeApi } from "../fakes/api.ts";
@@ -108,6 +117,40 @@ function putSecret(password: string): void {
   const data = { ".dockerconfigjson": Buffer.from(text).toString("base64") };
   api.put(secrets, { metadata: { name: "pull", namespace: "default" }, data });
 }
+
+/** A pod with these of our annotations, and with the status that it has. */
+async function annotate(name: string, value: string | undefined, request?: string): Promise<void> {
+  const annotations = {
+    ...(value !== undefined && { "hawser.dev/prewarm": value }),
+    ...(request !== undefined && { "hawser.dev/prewarm-request": request }),
+  };
+  const { status } = await podOf(name).catch(() => ({ status: { phase: "Running" } }));
+  put(name, {}, { status, metadata: { name, namespace: "default", annotations } });
+}
+
+async function podOf(name: string): Promise<KubernetesObject> {
+  const cluster = createCluster({ files: [api.kubeconfig] });
+  return await cluster.get(`/api/v1/namespaces/default/pods/${name}`, AbortSignal.timeout(10_000));
+}
+
+/** What is said on the pod: whether all is warm, the request, and each image. */
+async function untilSaid(
+  name: string,
+  status: "True" | "False",
+  request: string | undefined,
+  expected: Readonly<Record<string, Partial<ImageReport>>>,
+): Promise<void> {
+  await eventually(async () => {
+    const pod = await podOf(name);
+    expect(conditionOf(pod, prewarmedCondition)?.status).toBe(status);
+    const report = reportOn(pod);
+    expect(report?.request).toBe(request);
+    expect(Object.keys(report?.images ?? {})).toEqual(Object.keys(expected));
+    expect(report?.images).toMatchObject(expected);
+  }, JSON.stringify(expected));
+}
+
+const patches = () => api.requests.filter(({ method }) => method === "PATCH").length;
 
 test("all images of a pod are warm before kubelet asks for the first, and held no more once it has them", async () => {
   const [init, app, sidecar, volume, never] = [1, 2, 3, 4, 5].map(makeImage) as [
@@ -240,4 +283,103 @@ test("a kubeconfig that cannot be used is told, and pulls go on", async () => {
   await hawser.startAgain();
   await untilTrouble(/prewarm\.pods: the kubeconfig .* cannot be used/);
   await mustPull(image);
+});
+
+test("a pod is told what became of the images that it names, and nothing any more when it names none", async () => {
+  const [held, listed] = [makeImage(), makeImage()];
+  await mustPull(listed);
+  await annotate("web", `${held.reference}, ${listed.reference}`);
+  const warm = ({ manifestDigest: digest }: Image): ImageReport => ({ state: "warm", digest });
+  await untilSaid("web", "True", undefined, {
+    [held.reference]: warm(held),
+    [listed.reference]: warm(listed),
+  });
+  const written = patches();
+  await annotate("web", held.reference);
+  await untilSaid("web", "True", undefined, { [held.reference]: warm(held) });
+  expect(patches()).toBe(written + 1);
+  await annotate("web", undefined);
+  await eventually(
+    async () => expect((await podOf("web"))["status"]).toMatchObject({ conditions: [] }),
+    "no condition",
+  );
+});
+
+test("a tag that is missing is told, and with a new request what is there by then", async () => {
+  const [missing, other] = [`${registry.host}/pods/later:v1`, makeImage()];
+  await annotate("web", `${missing},NOT ONE,${other.reference}`, "r1");
+  const rest = {
+    "NOT ONE": { state: "failed", code: "invalid" },
+    [other.reference]: { state: "warm", digest: other.manifestDigest },
+  } as const;
+  await untilSaid("web", "False", "r1", { [missing]: { state: "failed", code: "not_found" }, ...rest });
+  await annotate("web", `${missing},${other.reference}`, "r2");
+  await untilSaid("web", "False", "r2", {
+    [missing]: { state: "failed", code: "not_found" },
+    [other.reference]: rest[other.reference] as ImageReport,
+  });
+  const pushed = registry.put("pods/later:v1", [{ bytes: tarGz([file("later", "later")]) }]);
+  await annotate("web", missing, "r3");
+  await untilSaid("web", "True", "r3", { [missing]: { state: "warm", digest: pushed.manifestDigest } });
+  // A tag that has moved is looked at before it is called warm again.
+  const moved = registry.put("pods/later:v1", [{ bytes: tarGz([file("later", "later still")]) }]);
+  await annotate("web", missing, "r4");
+  await untilSaid("web", "True", "r4", { [missing]: { state: "warm", digest: moved.manifestDigest } });
+});
+
+test("what is said on a pod outlasts a restart, and is not said anew", async () => {
+  const image = makeImage();
+  await annotate("web", image.reference, "r1");
+  await untilSaid("web", "True", "r1", { [image.reference]: { state: "warm" } });
+  await hawser.stop();
+  const before = patches();
+  await hawser.startAgain();
+  await untilStates({ [image.reference]: "warm" });
+  await annotate("other", image.reference, "r2");
+  await untilSaid("other", "True", "r2", { [image.reference]: { state: "warm" } });
+  const paths = api.requests.flatMap(({ method, path }) => (method === "PATCH" ? [path] : []));
+  expect(new Set(paths.slice(before))).toEqual(new Set(["/api/v1/namespaces/default/pods/other/status"]));
+});
+
+test("an API that does not take what is said costs no pull, and is told it later", async () => {
+  const [first, second, pulled] = [makeImage(), makeImage(), makeImage()];
+  let [answers, status] = [0, 503];
+  api.behave = ({ method }) => {
+    if (method !== "PATCH") return undefined;
+    answers += 1;
+    return answers > 3 ? undefined : { status };
+  };
+  await annotate("web", first.reference);
+  await untilSaid("web", "True", undefined, { [first.reference]: { state: "warm" } });
+  [answers, status] = [0, 409];
+  await annotate("web", second.reference);
+  await untilSaid("web", "True", undefined, { [second.reference]: { state: "warm" } });
+  [answers, status] = [Number.NEGATIVE_INFINITY, 403];
+  await annotate("web", pulled.reference);
+  await untilTrouble(/the status of the node's pods: the API refuses/);
+  await untilStates({ [pulled.reference]: "warm" });
+  await mustPull(pulled);
+  api.behave = () => undefined;
+  await untilSaid("web", "True", undefined, { [pulled.reference]: { state: "warm" } });
+  await eventually(async () => expect((await ask()).troubles).toEqual([]), "no trouble");
+});
+
+test("a readiness gate that nobody is going to open is opened", async () => {
+  const gated = { readinessGates: [{ conditionType: readinessGate }] };
+  const shut = { conditions: [{ type: readinessGate, status: "False" }] };
+  const kruise = [{ apiVersion: "apps.kruise.io/v1alpha1", kind: "CloneSet", name: "web", uid: "1" }];
+  put("shut", gated, { status: shut });
+  api.put(pods, {
+    metadata: { name: "kruise", namespace: "default", ownerReferences: kruise },
+    spec: { nodeName: api.nodeName, ...gated },
+  });
+  put("web", gated);
+  const open = { conditions: [{ type: readinessGate, status: "True" }] };
+  await eventually(async () => expect((await podOf("web"))["status"]).toMatchObject(open), "an open gate");
+  // Whatever was to be written of those that came before has been by then.
+  await annotate("later", "NOT ONE");
+  await untilSaid("later", "False", undefined, { "NOT ONE": { state: "failed" } });
+  expect((await podOf("shut"))["status"]).toEqual(shut);
+  expect((await podOf("kruise"))["status"]).toBeUndefined();
+  expect(patches()).toBe(2);
 });
