@@ -214,7 +214,7 @@ export const schema = {
     pods: setting(
       flag,
       false,
-      "Whether the images of pods are fetched all at once as soon as they are bound to this node, by kubelet's own access to the cluster's API.",
+      "Whether the images of pods are fetched all at once as soon as they are bound to this node, by kubelet's own access to the cluster's API; what became of those that a pod's annotation hawser.dev/prewarm names is said on the pod, and its readiness gate InPlaceUpdateReady, where no controller opens it, is opened.",
     ),
     kubeconfig: setting(
       or("auto", path),
