@@ -124,7 +124,11 @@ export class Rig implements AsyncDisposable {
   /** What was told, in short. */
   get steps(): string {
     const words = this.events.map((event) =>
-      event.event === "pod" ? `${event.pod}: ${event.step}` : event.event === "note" ? event.text : event.error,
+      event.event === "pod"
+        ? `${event.pod}: ${event.step}`
+        : event.event === "note"
+          ? event.text
+          : event.error,
     );
     return words.join(", ");
   }
