@@ -1,8 +1,10 @@
 // Whether the API lets us do all that an upgrade does, asked before anything is done, so that none stops half way for the
 // want of a permission.
 
+import { setMaxListeners } from "node:events";
 import type { Cluster } from "../cluster/cluster.ts";
 import { PullError } from "../errors.ts";
+import { Turns } from "./crowd.ts";
 import type { Kind, Target } from "./inplace.ts";
 import { fieldsOf } from "./pod.ts";
 
@@ -36,11 +38,17 @@ export async function mustBeAllowed(
   const asked = [...always, ...byKind[kind]].flatMap(({ verbs, ...need }) =>
     verbs.map((verb) => ({ ...need, verb })),
   );
+  const turns = new Turns();
+  const own = AbortSignal.any([signal]);
+  // Node takes more than ten listeners for a leak.
+  setMaxListeners(0, own);
   const answers = await Promise.all(
     asked.map(async ({ group, resource, subresource, verb }) => {
       const attributes = { namespace, verb, group, resource, ...(subresource && { subresource }) };
       const name = subresource ? `${resource}/${subresource}` : resource;
-      return (await isAllowed(cluster, attributes, signal)) ? [] : [`${verb} ${name}`];
+      return (await turns.during(async () => await isAllowed(cluster, attributes, own)))
+        ? []
+        : [`${verb} ${name}`];
     }),
   );
   const missing = answers.flat();

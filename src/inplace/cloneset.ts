@@ -25,7 +25,7 @@ import {
 } from "./pod.ts";
 import type { Patch } from "./steady.ts";
 import { templateOf } from "./template.ts";
-import { type Restarts, troubleOf } from "./trouble.ts";
+import { type Firsts, troubleOf } from "./trouble.ts";
 import { Watched } from "./watched.ts";
 import { knownPods, podsOf, unmarkAll, type Work } from "./work.ts";
 import { replicasOf } from "./workload.ts";
@@ -57,7 +57,7 @@ export async function upgradeCloneSet(work: Work): Promise<Outcome> {
   try {
     await knownPods(work);
     const open = work.pods.all.filter((pod) => isServing(pod) && differing(pod, request.images).length > 0);
-    await Promise.all(open.map(async (pod) => await work.warming.of(pod, signal)));
+    await work.warming.all(open, signal);
     touched.is = true;
     const patched = await patch(work, (object) => forwardPatch(object, work), signal);
     await new Following(work, cloneSet, request.images, patched).run(signal);
@@ -200,7 +200,7 @@ class Following {
   readonly #cloneSet: Watched;
   readonly #images: Images;
   readonly #generation: number;
-  readonly #restarts = new Map<string, Restarts>();
+  readonly #firsts = new Map<string, Firsts>();
   readonly #steps = new Map<string, PodStep>();
   readonly #first: ReadonlySet<string>;
 
@@ -252,7 +252,6 @@ class Following {
   /** Throws what keeps a pod from running its new images. */
   #look(): undefined {
     const { pods, options } = this.#work;
-    const names = Object.keys(this.#images);
     for (const pod of pods.all.filter(isServing)) {
       const uid = uidOf(pod);
       const { name } = pod.metadata;
@@ -263,9 +262,9 @@ class Following {
         this.#steps.set(uid, step);
       }
       if (differing(pod, this.#images).length > 0) continue;
-      const restarts = this.#restarts.get(uid) ?? new Map<string, number>();
-      this.#restarts.set(uid, restarts);
-      const trouble = troubleOf(pod, names, restarts);
+      const firsts = this.#firsts.get(uid) ?? (new Map() as Firsts);
+      this.#firsts.set(uid, firsts);
+      const trouble = troubleOf(pod, this.#images, firsts);
       if (trouble) throw new PullError("unsupported", `pod ${name}: ${trouble}`);
     }
     return undefined;

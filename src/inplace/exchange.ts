@@ -15,17 +15,17 @@ import {
   type Images,
   isLeaving,
   isReady,
-  isSeen,
   type Mark,
   markOf,
   nodeOf,
+  observed,
   runningIn,
   specPatch,
   stateOf,
   uidOf,
 } from "./pod.ts";
 import type { Patch, Steady } from "./steady.ts";
-import { type Restarts, troubleOf } from "./trouble.ts";
+import { type Firsts, troubleOf } from "./trouble.ts";
 import type { Watched } from "./watched.ts";
 
 export interface ExchangeOptions {
@@ -159,10 +159,10 @@ class Exchange {
   }
 
   async #untilRunning(before: Mark["before"]): Promise<void> {
-    const restarts: Restarts = new Map();
+    const firsts: Firsts = new Map();
     const { mustBeReady } = this.#goal;
     await this.#until((pod) => {
-      const trouble = troubleOf(pod, this.#names, restarts);
+      const trouble = troubleOf(pod, this.#goal.images, firsts);
       if (trouble !== undefined && mustBeReady)
         throw new PullError("unsupported", `pod ${this.#name}: ${trouble}`);
       const isThere = this.#names.every((name) => this.#runs(pod, name, before[name]));
@@ -175,7 +175,7 @@ class Exchange {
   #runs(pod: KubernetesObject, name: string, before: Mark["before"][string] | undefined): boolean {
     const state = stateOf(pod, name);
     const wanted = this.#goal.images[name] ?? "";
-    if (state === undefined || !isSeen(pod) || !state.isRunning) return false;
+    if (state === undefined || observed(pod) === "unseen" || !state.isRunning) return false;
     if (this.#goal.mustBeReady && !state.isReady) return false;
     const mark = markOf(pod);
     const former = mark?.from[name] === wanted ? mark.before[name] : undefined;

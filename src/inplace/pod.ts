@@ -42,6 +42,8 @@ export interface ContainerState extends Running {
   readonly isReady: boolean;
   readonly isRunning: boolean;
   readonly restarts: number;
+  /** Of its last end. */
+  readonly exitCode: number | undefined;
   /** Why it does not run, and what is said of it. */
   readonly reason: string | undefined;
   readonly message: string | undefined;
@@ -97,13 +99,15 @@ export function stateOf(pod: KubernetesObject, container: string): ContainerStat
   if (found === undefined) return undefined;
   const { waiting, terminated, running } = fieldsOf(found["state"]);
   const stopped = fieldsOf(waiting ?? terminated);
+  const { terminated: last } = fieldsOf(found["lastState"]);
   return {
     containerID: textOf(found["containerID"]),
     imageID: textOf(found["imageID"]),
     image: textOf(found["image"]),
     isReady: found["ready"] === true,
     isRunning: running !== undefined,
-    restarts: typeof found["restartCount"] === "number" ? found["restartCount"] : 0,
+    restarts: numberOf(found["restartCount"], 0),
+    exitCode: numberOf(fieldsOf(terminated ?? last)["exitCode"], undefined),
     reason: textOf(stopped["reason"]) || undefined,
     message: textOf(stopped["message"]) || undefined,
   };
@@ -167,12 +171,12 @@ export function annotationOf({ metadata }: KubernetesObject, name: string): stri
   return textOf(fieldsOf(fieldsOf(metadata)["annotations"])[name]) || undefined;
 }
 
-/** Whether kubelet has seen the pod as it is now; older ones do not say, and are taken to have. */
-export function isSeen(pod: KubernetesObject): boolean {
+/** Whether kubelet has seen the pod as it is now; older ones do not say. */
+export function observed(pod: KubernetesObject): "seen" | "unseen" | "unknown" {
   const { observedGeneration } = fieldsOf(pod["status"]);
   const { generation } = fieldsOf(pod.metadata);
-  if (typeof observedGeneration !== "number" || typeof generation !== "number") return true;
-  return observedGeneration >= generation;
+  if (typeof observedGeneration !== "number" || typeof generation !== "number") return "unknown";
+  return observedGeneration >= generation ? "seen" : "unseen";
 }
 
 export interface Owner {
@@ -240,6 +244,6 @@ export function textOf(value: unknown): string {
   return typeof value === "string" ? value : "";
 }
 
-export function numberOf(value: unknown, otherwise: number): number {
+export function numberOf<Otherwise>(value: unknown, otherwise: Otherwise): number | Otherwise {
   return typeof value === "number" ? value : otherwise;
 }

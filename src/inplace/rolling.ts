@@ -4,6 +4,7 @@
 // somebody is at, and those that should be there and are not. A pod that is not ready anyway may be gone about at any
 // time, and first. Pods that come meanwhile are taken in.
 
+import { setMaxListeners } from "node:events";
 import type { KubernetesObject } from "../cluster/cluster.ts";
 import { abortError, PullError } from "../errors.ts";
 import { type ExchangeOptions, exchange, type Goal } from "./exchange.ts";
@@ -41,6 +42,8 @@ class Rolling {
 
   async run(): Promise<void> {
     const { signal } = this.#options;
+    // Everything at each pod ends with it; Node takes more than ten listeners for a leak.
+    setMaxListeners(0, this.#abort.signal);
     const stop = (): void => this.#end(abortError(signal));
     signal.addEventListener("abort", stop, { once: true });
     if (signal.aborted) stop();

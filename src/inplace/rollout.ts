@@ -41,7 +41,7 @@ async function upgradePods(work: Work, plan: Plan, touched: { template: boolean 
   const { kind, name } = request;
   const goalOf = goalFor(work);
   const first = pods.all.filter((pod) => isServing(pod) && goalOf(pod) !== undefined);
-  await allOrFirstFailure(first, async (pod, of) => await warming.of(pod, of), signal);
+  await warming.all(first, signal);
   const upgraded = new Set<string>();
   const rolling: RollingOptions = {
     ...rollingOf(work, plan),
@@ -67,26 +67,6 @@ async function upgradePods(work: Work, plan: Plan, touched: { template: boolean 
   // One may have been made of the former template just before.
   await roll(rolling);
   return upgraded.size;
-}
-
-/** As soon as one fails, the others are not waited for. */
-async function allOrFirstFailure<Value>(
-  values: readonly Value[],
-  work: (value: Value, signal: AbortSignal) => Promise<void>,
-  signal: AbortSignal,
-): Promise<void> {
-  const abort = new AbortController();
-  const both = AbortSignal.any([signal, abort.signal]);
-  const all = values.map(async (value) => {
-    try {
-      await work(value, both);
-    } catch (error) {
-      abort.abort(PullError.from(error));
-      throw error;
-    }
-  });
-  await Promise.allSettled(all);
-  if (abort.signal.aborted) throw PullError.from(abort.signal.reason);
 }
 
 function goalFor({ request }: Work): (pod: KubernetesObject) => Goal | undefined {

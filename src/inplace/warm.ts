@@ -8,6 +8,7 @@
 import type { KubernetesObject } from "../cluster/cluster.ts";
 import { type ImageReport, prewarmAnnotation, reportOn, requestAnnotation } from "../cluster/marks.ts";
 import { PullError } from "../errors.ts";
+import { allOrFirstFailure, Turns } from "./crowd.ts";
 import type { UpgradeEvent } from "./inplace.ts";
 import {
   annotationOf,
@@ -44,9 +45,15 @@ const final = new Set(["invalid", "not_found", "refused", "unsupported", "corrup
 export class Warming {
   readonly #options: WarmingOptions;
   readonly #done = new Map<string, Promise<void>>();
+  readonly #turns = new Turns();
 
   constructor(options: WarmingOptions) {
     this.#options = options;
+  }
+
+  /** Of all of them; the first that fails ends it. */
+  async all(pods: readonly KubernetesObject[], signal: AbortSignal): Promise<void> {
+    await allOrFirstFailure(pods, async (pod, of) => await this.of(pod, of), signal);
   }
 
   /** Marks the pod, and waits until its node has the images; once for each pod. */
@@ -59,7 +66,9 @@ export class Warming {
 
   async #warm(pod: KubernetesObject, signal: AbortSignal): Promise<void> {
     const { steady, pods, pathOf, isPrewarmed, told } = this.#options;
-    const marked = await steady.amend(pathOf(pod), pod, (fresh) => this.#patchFor(fresh), signal);
+    const marked = await this.#turns.during(
+      async () => await steady.amend(pathOf(pod), pod, (fresh) => this.#patchFor(fresh), signal),
+    );
     pods.saw(marked);
     const node = nodeOf(marked);
     // One that has no node yet gets what it is made of where it comes to be.

@@ -1,8 +1,10 @@
 // What all kinds of upgrade share while they go on: the workload, its pods, the lock, and their failure's way back.
 
 import { randomBytes } from "node:crypto";
+import { setMaxListeners } from "node:events";
 import type { KubernetesObject } from "../cluster/cluster.ts";
 import { PullError } from "../errors.ts";
+import { Turns } from "./crowd.ts";
 import { type UpgradeOptions, type UpgradeRequest, usualPace } from "./inplace.ts";
 import { Lock } from "./lock.ts";
 import { annotationOf, upgradeAnnotation } from "./pod.ts";
@@ -70,13 +72,19 @@ export async function begin(
     steady,
     warming,
     pathOf,
-    signal: AbortSignal.any([signal, lock.lost]),
-    lost: lock.lost,
+    signal: forMany(AbortSignal.any([signal, lock.lost])),
+    lost: forMany(lock.lost),
     [Symbol.asyncDispose]: async () => {
       await pods[Symbol.asyncDispose]();
       await lock[Symbol.asyncDispose]();
     },
   };
+}
+
+/** One signal that ends what is done for any number of pods; Node takes more than ten listeners for a leak. */
+export function forMany(signal: AbortSignal): AbortSignal {
+  setMaxListeners(0, signal);
+  return signal;
 }
 
 /** Waits until the pods are known. */
@@ -98,10 +106,11 @@ export async function unmarkAll(
   const { pods, steady, pathOf, options } = work;
   const marked = pods.all.filter((pod) => annotationOf(pod, upgradeAnnotation) !== undefined && which(pod));
   const failed: string[] = [];
+  const turns = new Turns();
   await Promise.all(
     marked.map(async (pod) => {
       try {
-        await steady.amend(pathOf(pod), pod, unmarked, signal);
+        await turns.during(async () => await steady.amend(pathOf(pod), pod, unmarked, signal));
       } catch (error) {
         if (PullError.from(error).code !== "not_found") failed.push(pod.metadata.name);
       }

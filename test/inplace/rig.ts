@@ -70,6 +70,8 @@ export class Rig implements AsyncDisposable {
   /** Most pods that were not in service at once, since all were. */
   worst = 0;
   fetch: Fetch = (image) => ({ state: "warm", digest: digestOf(image) });
+  /** As kubelets tell of what they run. */
+  imageID = (image: string): string => `registry/${image}@${digestOf(image)}`;
   onEvent: (event: UpgradeEvent) => void = () => {};
   readonly #silence: () => void;
 
@@ -84,7 +86,7 @@ export class Rig implements AsyncDisposable {
         nodeName,
         images: (image) => {
           if (image.includes("missing")) throw new Error("not found");
-          return `registry/${image}@${digestOf(image)}`;
+          return this.imageID(image);
         },
       });
       kubelet.behave = (image) => ({
@@ -152,7 +154,8 @@ export class Rig implements AsyncDisposable {
   }
 
   get template(): string {
-    return imageOf((this.workload?.["spec"] as { template: { spec: unknown } }).template.spec);
+    const { template } = Object(this.workload?.["spec"]) as { readonly template: { readonly spec: unknown } };
+    return imageOf(template.spec);
   }
 
   get annotations(): readonly string[] {
@@ -180,9 +183,13 @@ export class Rig implements AsyncDisposable {
     this.api.put(collections[kind], { metadata: { name: "web", namespace }, spec });
   }
 
-  options(pace: Pace = quick): UpgradeOptions {
+  get request(): UpgradeRequest {
+    return { ...usual, kind: this.kind };
+  }
+
+  optionsWith(kubeconfig: string, pace: Pace = quick): UpgradeOptions {
     return {
-      cluster: createCluster({ files: [this.kubeconfig] }),
+      cluster: createCluster({ files: [kubeconfig] }),
       holder: "tester",
       told: (event) => {
         this.events.push(event);
@@ -197,12 +204,12 @@ export class Rig implements AsyncDisposable {
     signal: AbortSignal = new AbortController().signal,
     pace: Pace = quick,
   ): Promise<Outcome> {
-    return await upgrade(this.options(pace), { ...usual, kind: this.kind, ...more }, signal);
+    return await upgrade(this.optionsWith(this.kubeconfig, pace), { ...this.request, ...more }, signal);
   }
 
   async plan(more: Partial<UpgradeRequest> = {}) {
-    const request = { ...usual, kind: this.kind, ...more };
-    return await planUpgrade(this.options(), request, new AbortController().signal);
+    const request = { ...this.request, ...more };
+    return await planUpgrade(this.optionsWith(this.kubeconfig), request, new AbortController().signal);
   }
 
   /** Requests of whoever upgrades that change something. */
