@@ -82,7 +82,7 @@ export async function begin(
 }
 
 /** One signal that ends what is done for any number of pods; Node takes more than ten listeners for a leak. */
-export function forMany(signal: AbortSignal): AbortSignal {
+function forMany(signal: AbortSignal): AbortSignal {
   setMaxListeners(0, signal);
   return signal;
 }
