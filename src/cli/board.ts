@@ -112,5 +112,5 @@ function lineOf(event: UpgradeEvent): string {
 function podText(name: string, { step, detail, sinceMs, node }: Line): string {
   const time =
     ended.has(step) || step === "waits" ? "" : ` for ${secondsText((performance.now() - sinceMs) / 1000)}`;
-  return plain(`${name}  ${node ?? "no node"}  ${step}${time}${detail ? ` (${detail})` : ""}`);
+  return `${plain(name)}  ${plain(node ?? "no node")}  ${plain(`${step}${time}${detail ? ` (${detail})` : ""}`)}`;
 }

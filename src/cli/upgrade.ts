@@ -196,12 +196,13 @@ function planText({ request, pods, podsInAll, maxUnavailable, graceMs, changes }
         ([container, from]) => `${container}: ${from} -> ${images[container]}`,
       );
       const state = [...(pod.isReady ? [] : ["not ready"]), ...(pod.isBegun ? ["begun before"] : [])];
-      return `  ${pod.name}  ${pod.node ?? "no node"}  ${what.join(", ")}${state.length > 0 ? ` (${state.join(", ")})` : ""}`;
+      const words = [what.join(", "), ...(state.length > 0 ? [`(${state.join(", ")})`] : [])];
+      return `  ${plain(pod.name)}  ${plain(pod.node ?? "no node")}  ${plain(words.join(" "))}`;
     }),
-    ...changes.map((change) => `  ${kind}/${name}  ${change}`),
+    ...changes.map((change) => `  ${kind}/${name}  ${plain(change)}`),
     ...nothing,
   ];
-  return lines.map((line) => `${plain(line)}\n`).join("");
+  return lines.map((line) => `${line}\n`).join("");
 }
 
 const kinds: Readonly<Record<Kind, readonly string[]>> = {

@@ -6,7 +6,7 @@ import { request } from "node:https";
 import { PullError, throwIfAborted } from "../errors.ts";
 import { type Asked, objectBytesMax, objectOf, readAll, unreachable } from "./answer.ts";
 import type { Change, Cluster, Collection, Follower, KubernetesObject } from "./cluster.ts";
-import { follow } from "./follow.ts";
+import { follow, list } from "./follow.ts";
 import { Kubeconfig, type KubeconfigOptions } from "./kubeconfig.ts";
 
 const answerMs = 30_000;
@@ -26,6 +26,11 @@ class KubeconfigCluster implements Cluster {
   async get(path: string, signal: AbortSignal): Promise<KubernetesObject> {
     const answer = await this.#send({ method: "GET", path, silenceMs: answerMs }, signal);
     return objectOf(await readAll(answer, objectBytesMax));
+  }
+
+  async list(collection: Collection, signal: AbortSignal): Promise<readonly KubernetesObject[]> {
+    const { objects } = await list(async (asked, both) => await this.#send(asked, both), collection, signal);
+    return objects;
   }
 
   async write(change: Change, signal: AbortSignal): Promise<KubernetesObject> {

@@ -20,6 +20,8 @@ export interface Collection {
   readonly path: string;
   readonly fieldSelector?: string;
   readonly labelSelector?: string;
+  /** Listed as it is now, rather than as the API has it at hand. */
+  readonly isCurrent?: boolean;
 }
 
 /** What is done to an object, or beside it; a path names the object, and for "create" the collection. */
@@ -49,6 +51,9 @@ export interface Cluster {
    * kubeconfig that cannot be used.
    */
   get(path: string, signal: AbortSignal): Promise<KubernetesObject>;
+
+  /** All objects of a collection. Throws like {@link get}. */
+  list(collection: Collection, signal: AbortSignal): Promise<readonly KubernetesObject[]>;
 
   /**
    * Changes one object, and returns what the API makes of it. Throws like {@link get}, and `exists` for one that is there,

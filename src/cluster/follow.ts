@@ -78,23 +78,7 @@ class Following {
   }
 
   async #list(): Promise<void> {
-    const objects: KubernetesObject[] = [];
-    let [token, version, bytes] = ["", "", 0];
-    do {
-      // Version 0 is whatever the API has at hand, as kubelet asks for it; the rest of a list is of the same version.
-      const page = { limit: String(pageSize), ...(token ? { continue: token } : { resourceVersion: "0" }) };
-      const answer = await this.#ask(page, silenceMs.list);
-      const text = await readAll(answer, listBytesMax - bytes);
-      bytes += text.length;
-      const list = objectOf(text);
-      const items = Array.isArray(list["items"]) ? (list["items"] as unknown[]) : [];
-      objects.push(...items.filter(isObject));
-      const { resourceVersion = "", continue: next = "" } = list.metadata as Record<
-        string,
-        string | undefined
-      >;
-      [token, version] = [next, resourceVersion];
-    } while (token !== "");
+    const { objects, version } = await list(this.#send, this.#collection, this.#signal);
     if (this.#signal.aborted) return;
     this.version = version;
     this.#follower.trouble(undefined);
@@ -151,18 +135,50 @@ class Following {
   }
 
   async #ask(query: Readonly<Record<string, string>>, silence: number): ReturnType<Send> {
-    const { path, fieldSelector, labelSelector } = this.#collection;
-    const all = {
-      ...(fieldSelector && { fieldSelector }),
-      ...(labelSelector && { labelSelector }),
-      ...query,
-    };
-    try {
-      return await this.#send({ method: "GET", path, query: all, silenceMs: silence }, this.#signal);
-    } catch (error) {
-      throw isExpired(error) ? new Expired() : error;
-    }
+    return await ask(this.#send, this.#collection, query, silence, this.#signal);
   }
+}
+
+async function ask(
+  send: Send,
+  { path, fieldSelector, labelSelector }: Collection,
+  query: Readonly<Record<string, string>>,
+  silence: number,
+  signal: AbortSignal,
+): ReturnType<Send> {
+  const all = { ...(fieldSelector && { fieldSelector }), ...(labelSelector && { labelSelector }), ...query };
+  try {
+    return await send({ method: "GET", path, query: all, silenceMs: silence }, signal);
+  } catch (error) {
+    throw isExpired(error) ? new Expired() : error;
+  }
+}
+
+/** All objects of a collection, and as of which version. */
+export async function list(
+  send: Send,
+  collection: Collection,
+  signal: AbortSignal,
+): Promise<{ readonly objects: readonly KubernetesObject[]; readonly version: string }> {
+  const objects: KubernetesObject[] = [];
+  // Version 0 is whatever the API has at hand, as kubelet asks for it; the rest of a list is of the same version.
+  const first = collection.isCurrent ? {} : { resourceVersion: "0" };
+  let [token, version, bytes] = ["", "", 0];
+  do {
+    const page = { limit: String(pageSize), ...(token ? { continue: token } : first) };
+    const answer = await ask(send, collection, page, silenceMs.list, signal);
+    const text = await readAll(answer, listBytesMax - bytes);
+    bytes += text.length;
+    const found = objectOf(text);
+    const items = Array.isArray(found["items"]) ? (found["items"] as unknown[]) : [];
+    objects.push(...items.filter(isObject));
+    const { resourceVersion = "", continue: next = "" } = found.metadata as Record<
+      string,
+      string | undefined
+    >;
+    [token, version] = [next, resourceVersion];
+  } while (token !== "");
+  return { objects, version };
 }
 
 function errorOf(status: unknown): Error {

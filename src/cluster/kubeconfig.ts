@@ -12,6 +12,7 @@ import { dirname, resolve } from "node:path";
 import { promisify } from "node:util";
 import { parse } from "yaml";
 import { PullError } from "../errors.ts";
+import { type Fields, fieldsOf, listOf, wordOf } from "./fields.ts";
 
 /** What node:https takes. */
 export interface Target {
@@ -20,8 +21,6 @@ export interface Target {
     readonly headers: Readonly<Record<string, string>>;
   };
 }
-
-type Fields = Readonly<Record<string, unknown>>;
 
 export interface KubeconfigOptions {
   /** At least one. */
@@ -240,19 +239,6 @@ function authorization(user: Fields, token: string | undefined): Readonly<Record
   const [name, password] = [wordOf(user["username"]), wordOf(user["password"])];
   if (name === undefined || password === undefined) return {};
   return { authorization: `Basic ${Buffer.from(`${name}:${password}`).toString("base64")}` };
-}
-
-function fieldsOf(value: unknown): Fields {
-  const isFields = typeof value === "object" && value !== null && !Array.isArray(value);
-  return isFields ? (value as Fields) : {};
-}
-
-function listOf(value: unknown): readonly Fields[] {
-  return Array.isArray(value) ? value.map(fieldsOf) : [];
-}
-
-function wordOf(value: unknown): string | undefined {
-  return typeof value === "string" && value !== "" ? value : undefined;
 }
 
 function wordsOf(value: unknown): string[] {

@@ -3,10 +3,10 @@
 
 import { setMaxListeners } from "node:events";
 import type { Cluster } from "../cluster/cluster.ts";
+import { fieldsOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import { Turns } from "./crowd.ts";
 import type { Kind, Target } from "./inplace.ts";
-import { fieldsOf } from "./pod.ts";
 
 interface Need {
   readonly group: string;
@@ -21,7 +21,7 @@ const always: readonly Need[] = [
 ];
 /** What the pods of a CloneSet are put in and out of service by is OpenKruise. */
 const ofStatus: Need = { group: "", resource: "pods", subresource: "status", verbs: ["patch"] };
-const revisions: Need = { group: "apps", resource: "controllerrevisions", verbs: ["list", "watch"] };
+const revisions: Need = { group: "apps", resource: "controllerrevisions", verbs: ["list"] };
 const byKind: Readonly<Record<Kind, readonly Need[]>> = {
   pod: [ofStatus],
   statefulset: [ofStatus, { group: "apps", resource: "statefulsets", verbs: ["get", "patch"] }],

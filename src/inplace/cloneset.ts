@@ -5,6 +5,7 @@
 // sees to it that no more pods than maxUnavailable are out of service.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, numberOf, wordOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import type { Outcome, PodStep } from "./inplace.ts";
 import {
@@ -12,14 +13,11 @@ import {
   areContainersReady,
   areEqual,
   differing,
-  fieldsOf,
   type Images,
   imagesOf,
   isReady,
   isServing,
   nodeOf,
-  numberOf,
-  textOf,
   uidOf,
   upgradeAnnotation,
 } from "./pod.ts";
@@ -186,7 +184,7 @@ function templateWith(object: KubernetesObject, images: Images): object {
     const all = spec[list];
     if (!Array.isArray(all)) return [];
     const changed = (all as readonly Fields[]).map((container) => {
-      const image = images[textOf(container["name"])];
+      const image = images[wordOf(container["name"]) ?? ""];
       return image === undefined ? container : Object.assign({}, container, { image });
     });
     return [[list, changed]];

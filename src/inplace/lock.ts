@@ -7,8 +7,8 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, numberOf, wordOf } from "../cluster/fields.ts";
 import { PullError, throwIfAborted } from "../errors.ts";
-import { fieldsOf, numberOf, textOf } from "./pod.ts";
 import type { Steady } from "./steady.ts";
 
 /** No lease says that it is good for longer. */
@@ -202,7 +202,7 @@ export class Lock implements AsyncDisposable {
 }
 
 function holderOf(lease: KubernetesObject): string {
-  return textOf(fieldsOf(lease["spec"])["holderIdentity"]) || "somebody";
+  return wordOf(fieldsOf(lease["spec"])["holderIdentity"]) ?? "somebody";
 }
 
 function lifeOf(lease: KubernetesObject): number {

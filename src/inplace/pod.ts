@@ -4,6 +4,7 @@
 // throws. Nothing here writes, either.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, listOf, numberOf, wordOf } from "../cluster/fields.ts";
 import { conditionOf, readinessGate } from "../cluster/marks.ts";
 
 /** On a pod that an upgrade has begun with: what it was, so that whoever comes next can go on or go back. */
@@ -26,8 +27,6 @@ interface Running {
   readonly containerID: string;
   readonly imageID: string;
 }
-
-type Fields = Readonly<Record<string, unknown>>;
 
 export interface Container {
   readonly name: string;
@@ -58,7 +57,7 @@ export function containersOf(object: unknown): readonly Container[] {
         ? [
             {
               name,
-              image: textOf(image),
+              image: wordOf(image) ?? "",
               list,
               isRunning: list === "containers" || restartPolicy === "Always",
             },
@@ -101,15 +100,15 @@ export function stateOf(pod: KubernetesObject, container: string): ContainerStat
   const stopped = fieldsOf(waiting ?? terminated);
   const { terminated: last } = fieldsOf(found["lastState"]);
   return {
-    containerID: textOf(found["containerID"]),
-    imageID: textOf(found["imageID"]),
-    image: textOf(found["image"]),
+    containerID: wordOf(found["containerID"]) ?? "",
+    imageID: wordOf(found["imageID"]) ?? "",
+    image: wordOf(found["image"]) ?? "",
     isReady: found["ready"] === true,
     isRunning: running !== undefined,
     restarts: numberOf(found["restartCount"], 0),
     exitCode: numberOf(fieldsOf(terminated ?? last)["exitCode"], undefined),
-    reason: textOf(stopped["reason"]) || undefined,
-    message: textOf(stopped["message"]) || undefined,
+    reason: wordOf(stopped["reason"]),
+    message: wordOf(stopped["message"]),
   };
 }
 
@@ -160,7 +159,7 @@ export function isGateOpen(pod: KubernetesObject): boolean {
 }
 
 export function nodeOf(pod: KubernetesObject): string | undefined {
-  return textOf(fieldsOf(pod["spec"])["nodeName"]) || undefined;
+  return wordOf(fieldsOf(pod["spec"])["nodeName"]);
 }
 
 export function uidOf({ metadata }: KubernetesObject): string {
@@ -168,7 +167,7 @@ export function uidOf({ metadata }: KubernetesObject): string {
 }
 
 export function annotationOf({ metadata }: KubernetesObject, name: string): string | undefined {
-  return textOf(fieldsOf(fieldsOf(metadata)["annotations"])[name]) || undefined;
+  return wordOf(fieldsOf(fieldsOf(metadata)["annotations"])[name]);
 }
 
 /** Whether kubelet has seen the pod as it is now; older ones do not say. */
@@ -190,8 +189,8 @@ export interface Owner {
 export function controllerOf({ metadata }: KubernetesObject): Owner | undefined {
   const found = listOf(fieldsOf(metadata)["ownerReferences"]).find(({ controller }) => controller === true);
   if (found === undefined) return undefined;
-  const [apiVersion, kind, name, uid] = ["apiVersion", "kind", "name", "uid"].map((key) =>
-    textOf(found[key]),
+  const [apiVersion, kind, name, uid] = ["apiVersion", "kind", "name", "uid"].map(
+    (key) => wordOf(found[key]) ?? "",
   );
   return { apiVersion: apiVersion ?? "", kind: kind ?? "", name: name ?? "", uid: uid ?? "" };
 }
@@ -206,7 +205,7 @@ export function markOf(pod: KubernetesObject): Mark | undefined {
       before: Object.fromEntries(
         Object.entries(fieldsOf(mark["before"])).map(([name, value]) => {
           const { containerID, imageID } = fieldsOf(value);
-          return [name, { containerID: textOf(containerID), imageID: textOf(imageID) }];
+          return [name, { containerID: wordOf(containerID) ?? "", imageID: wordOf(imageID) ?? "" }];
         }),
       ),
       wasReady: mark["wasReady"] === true,
@@ -229,21 +228,4 @@ export function areEqual(one: Images, other: Images): boolean {
 
 function wordsOf(value: unknown): Images {
   return Object.fromEntries(Object.entries(fieldsOf(value)).map(([name, word]) => [name, String(word)]));
-}
-
-export function fieldsOf(value: unknown): Fields {
-  const isFields = typeof value === "object" && value !== null && !Array.isArray(value);
-  return isFields ? (value as Fields) : {};
-}
-
-export function listOf(value: unknown): readonly Fields[] {
-  return Array.isArray(value) ? value.map(fieldsOf) : [];
-}
-
-export function textOf(value: unknown): string {
-  return typeof value === "string" ? value : "";
-}
-
-export function numberOf<Otherwise>(value: unknown, otherwise: Otherwise): number | Otherwise {
-  return typeof value === "number" ? value : otherwise;
 }

@@ -2,20 +2,19 @@
 // at last. If anything fails, all pods that were begun with become again what they were.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, numberOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import type { Goal } from "./exchange.ts";
 import type { Outcome, Plan } from "./inplace.ts";
 import {
   areEqual,
   differing,
-  fieldsOf,
   isBegun,
   isGateOpen,
   isLeaving,
   isReady,
   isServing,
   markOf,
-  numberOf,
   uidOf,
 } from "./pod.ts";
 import { type RollingOptions, roll } from "./rolling.ts";

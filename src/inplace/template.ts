@@ -6,10 +6,10 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Cluster, KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, numberOf, wordOf } from "../cluster/fields.ts";
 import { PullError, throwIfAborted } from "../errors.ts";
-import { controllerOf, fieldsOf, type Images, numberOf, specPatch, textOf, uidOf } from "./pod.ts";
+import { controllerOf, type Images, specPatch, uidOf } from "./pod.ts";
 import type { Patch, Steady } from "./steady.ts";
-import { Watched } from "./watched.ts";
 import type { Workload } from "./workload.ts";
 
 const revisionLabel = "controller-revision-hash";
@@ -40,7 +40,7 @@ export async function revisionOf(
     const object = await steady.get(workload.path, signal);
     const { observedGeneration, updateRevision } = fieldsOf(object["status"]);
     if (numberOf(observedGeneration, 0) >= numberOf(fieldsOf(object.metadata)["generation"], 0))
-      return textOf(updateRevision) || (await latestRevision(cluster, workload, signal));
+      return wordOf(updateRevision) ?? (await latestRevision(cluster, workload, signal));
     if (performance.now() - since > revisionMs) return undefined;
     await sleep(pollMs, undefined, { signal }).catch(() => {});
   }
@@ -54,10 +54,8 @@ async function latestRevision(
 ): Promise<string | undefined> {
   const path = `/apis/apps/v1/namespaces/${encodeURIComponent(namespace)}/controllerrevisions`;
   const isOwn = (revision: KubernetesObject): boolean => controllerOf(revision)?.uid === uidOf(object);
-  await using revisions = new Watched(cluster, { ...collection, path }, isOwn, revisionMs);
-  const wait = { otherwise: "no revision was heard of", timeoutMs: revisionMs, signal };
   try {
-    const all = await revisions.until(() => revisions.all, wait);
+    const all = (await cluster.list({ ...collection, path }, signal)).filter(isOwn);
     const [latest] = all.toSorted(
       (one, other) => numberOf(other["revision"], 0) - numberOf(one["revision"], 0),
     );
@@ -69,7 +67,7 @@ async function latestRevision(
 }
 
 export function labelOf({ metadata }: KubernetesObject): string | undefined {
-  return textOf(fieldsOf(fieldsOf(metadata)["labels"])[revisionLabel]) || undefined;
+  return wordOf(fieldsOf(fieldsOf(metadata)["labels"])[revisionLabel]);
 }
 
 /** Undefined for a pod that was of another revision before, and so may differ in more than its images. */

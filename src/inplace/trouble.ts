@@ -1,7 +1,8 @@
 // What keeps a container from running, as kubelet tells it of a pod: whether to wait on, or that nothing will come of it.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
-import { fieldsOf, type Images, isOver, stateOf } from "./pod.ts";
+import { fieldsOf } from "../cluster/fields.ts";
+import { type Images, isOver, stateOf } from "./pod.ts";
 
 /** Kubelet has tried to pull, and is going to try again or never will; its message names the image. */
 const pulls = new Set(["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"]);

@@ -2,26 +2,25 @@
 // once the lock is held, since it may be what somebody else has just ended.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, wordOf } from "../cluster/fields.ts";
 import { mustBeAllowed } from "./access.ts";
 import { strategyPatch, upgradeCloneSet } from "./cloneset.ts";
 import type { Outcome, Plan, PlannedPod, UpgradeOptions, UpgradeRequest } from "./inplace.ts";
 import {
   annotationOf,
   differing,
-  fieldsOf,
   type Images,
   imagesOf,
   isBegun,
   isReady,
   isServing,
   nodeOf,
-  textOf,
   upgradeAnnotation,
 } from "./pod.ts";
 import { inOrder } from "./rolling.ts";
 import { rollOut } from "./rollout.ts";
 import { templateOf } from "./template.ts";
-import { begin, knownPods, podsOf } from "./work.ts";
+import { begin, knownPods } from "./work.ts";
 import { mustBeUpgradable, mustHaveGates, readWorkload, replicasOf, type Workload } from "./workload.ts";
 
 const usualGraceMs = 10_000;
@@ -38,9 +37,8 @@ export async function planUpgrade(
   const workload = await readWorkload(options.cluster, request, signal);
   mustBeUpgradable(workload, request.images);
   await mustBeAllowed(options.cluster, request, signal);
-  await using pods = podsOf(options, workload);
-  await knownPods({ pods, request, signal });
-  return planFor(workload, request, pods.all.filter(isServing));
+  const pods = (await options.cluster.list(workload.collection, signal)).filter(workload.isOwn);
+  return planFor(workload, request, pods.filter(isServing));
 }
 
 /** Does it, and rolls back what fails. Throws like {@link planUpgrade}, and `exists` where another upgrade goes on. */
@@ -105,7 +103,7 @@ function strategyChanges({ object }: Workload, request: UpgradeRequest): readonl
   if (request.kind !== "cloneset") return [];
   const now = fieldsOf(fieldsOf(object["spec"])["updateStrategy"]);
   return Object.entries(strategyPatch(object, request)).flatMap(([key, value]) => {
-    const [before, after] = [now[key], value].map((one) => textOf(one) || JSON.stringify(one) || "unset");
+    const [before, after] = [now[key], value].map((one) => wordOf(one) ?? (JSON.stringify(one) || "unset"));
     return before === after ? [] : [`spec.updateStrategy.${key}: ${before} -> ${after}`];
   });
 }

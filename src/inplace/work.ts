@@ -88,11 +88,7 @@ function forMany(signal: AbortSignal): AbortSignal {
 }
 
 /** Waits until the pods are known. */
-export async function knownPods({
-  pods,
-  request,
-  signal,
-}: Pick<Work, "pods" | "request" | "signal">): Promise<void> {
+export async function knownPods({ pods, request, signal }: Work): Promise<void> {
   const { timeoutMs } = request;
   await pods.until(() => true, { otherwise: "the pods were not heard of", timeoutMs, signal });
 }

@@ -2,6 +2,7 @@
 // manifest that would help.
 
 import type { Cluster, Collection, KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, listOf, numberOf, wordOf } from "../cluster/fields.ts";
 import { readinessGate } from "../cluster/marks.ts";
 import { PullError } from "../errors.ts";
 import type { Kind, Target } from "./inplace.ts";
@@ -9,14 +10,10 @@ import {
   annotationOf,
   containersOf,
   controllerOf,
-  fieldsOf,
   hasGate,
   type Images,
   isLeaving,
   isOver,
-  listOf,
-  numberOf,
-  textOf,
   uidOf,
 } from "./pod.ts";
 
@@ -46,11 +43,11 @@ export async function readWorkload(cluster: Cluster, target: Target, signal: Abo
   if (kind === "pod") {
     const path = `${pods}/${encodeURIComponent(name)}`;
     const object = { apiVersion: "v1", kind: "Pod", ...(await cluster.get(path, signal)) };
-    const collection = { path: pods, fieldSelector: `metadata.name=${name}` };
+    const collection = { path: pods, fieldSelector: `metadata.name=${name}`, isCurrent: true };
     return { target, path, object, collection, isOwn: (pod) => uidOf(pod) === uidOf(object) };
   }
   const { path, object } = await readFirst(cluster, target, groups[kind], signal);
-  const collection = { path: pods, labelSelector: selectorOf(object) };
+  const collection = { path: pods, labelSelector: selectorOf(object), isCurrent: true };
   return { target, path, object, collection, isOwn: (pod) => controllerOf(pod)?.uid === uidOf(object) };
 }
 
@@ -140,7 +137,7 @@ function mustNotBePaused({ metadata: { name }, ...object }: KubernetesObject): v
 }
 
 function mustBeOnDelete({ kind, name }: Target, object: KubernetesObject): void {
-  const type = textOf(fieldsOf(fieldsOf(object["spec"])["updateStrategy"])["type"]) || "RollingUpdate";
+  const type = wordOf(fieldsOf(fieldsOf(object["spec"])["updateStrategy"])["type"]) ?? "RollingUpdate";
   if (type === "OnDelete") return;
   throw new PullError(
     "unsupported",

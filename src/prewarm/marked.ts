@@ -5,6 +5,7 @@
 // here asks or writes anything.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, listOf, wordOf } from "../cluster/fields.ts";
 import {
   type Condition,
   conditionOf,
@@ -51,23 +52,23 @@ export function markedPod(pod: KubernetesObject): MarkedPod | undefined {
 
 /** Kubelet starts nothing of it any more. */
 export function isOver({ metadata, status }: KubernetesObject): boolean {
-  const { phase } = record(status);
-  return record(metadata)["deletionTimestamp"] !== undefined || phase === "Succeeded" || phase === "Failed";
+  const { phase } = fieldsOf(status);
+  return fieldsOf(metadata)["deletionTimestamp"] !== undefined || phase === "Succeeded" || phase === "Failed";
 }
 
 /** What the annotation of a pod, or of a node, names, each once. */
 export function namesOn(object: KubernetesObject): string[] {
-  const [text = ""] = annotation(object, prewarmAnnotation);
+  const text = annotation(object, prewarmAnnotation) ?? "";
   const names = text.split(",").map((one) => one.trim());
   return [...new Set(names)].filter((one) => one !== "");
 }
 
 export function requestOn(pod: KubernetesObject): string | undefined {
-  return annotation(pod, requestAnnotation)[0];
+  return annotation(pod, requestAnnotation);
 }
 
-function annotation({ metadata }: KubernetesObject, name: string): string[] {
-  return word(record(record(metadata)["annotations"])[name]);
+function annotation({ metadata }: KubernetesObject, name: string): string | undefined {
+  return wordOf(fieldsOf(fieldsOf(metadata)["annotations"])[name]);
 }
 
 /**
@@ -75,9 +76,9 @@ function annotation({ metadata }: KubernetesObject, name: string): string[] {
  * nobody sets the condition when they are made, and a StatefulSet would wait for its first pod forever.
  */
 function hasLeftGate(pod: KubernetesObject): boolean {
-  const gates = list(record(pod["spec"])["readinessGates"]);
+  const gates = listOf(fieldsOf(pod["spec"])["readinessGates"]);
   if (!gates.some(({ conditionType }) => conditionType === readinessGate)) return false;
-  const owners = list(record(pod.metadata)["ownerReferences"]);
+  const owners = listOf(fieldsOf(pod.metadata)["ownerReferences"]);
   return !owners.some(({ apiVersion }) => String(apiVersion).split("/")[0] === "apps.kruise.io");
 }
 
@@ -86,7 +87,7 @@ export function formerlyWarm(pod: KubernetesObject, request: string | undefined)
   const report = reportOn(pod);
   const entries = report?.request === request ? Object.entries(report?.images ?? {}) : [];
   const found = entries.flatMap(([name, image]): [string, ImageReport][] => {
-    const { state, digest } = record(image);
+    const { state, digest } = fieldsOf(image);
     return state === "warm" ? [[name, { state, ...(typeof digest === "string" && { digest }) }]] : [];
   });
   return new Map(found);
@@ -119,18 +120,4 @@ export function failed({ code, message }: { readonly code: string; readonly mess
 
 function warm(digest: Digest | undefined): ImageReport {
   return { state: "warm", ...(digest && { digest }) };
-}
-
-export function record(value: unknown): Readonly<Record<string, unknown>> {
-  const isRecord = typeof value === "object" && value !== null && !Array.isArray(value);
-  return isRecord ? (value as Record<string, unknown>) : {};
-}
-
-export function list(value: unknown): readonly Readonly<Record<string, unknown>>[] {
-  return Array.isArray(value) ? value.map(record) : [];
-}
-
-/** A string that says something, or nothing. */
-export function word(value: unknown): string[] {
-  return typeof value === "string" && value !== "" ? [value] : [];
 }

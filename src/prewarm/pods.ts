@@ -7,9 +7,10 @@
 // container has it, when the pod is over, and when it is gone.
 
 import type { Cluster, KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, listOf, wordOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import { Keyring } from "./keyring.ts";
-import { imagesMax, isOver, list, namesOn, record, requestOn, word } from "./marked.ts";
+import { imagesMax, isOver, namesOn, requestOn } from "./marked.ts";
 import { namesOf } from "./names.ts";
 import type { Refused } from "./prewarm.ts";
 import { type Known, Reporter } from "./reporter.ts";
@@ -176,25 +177,27 @@ function sourceOf({ metadata: { namespace, name, uid } }: KubernetesObject): str
 /** What kubelet is going to pull for a pod; nothing for one that is over or on its way out. */
 function imagesOf(pod: KubernetesObject): PodImages {
   const { namespace = "default" } = pod.metadata;
-  const spec = record(pod["spec"]);
-  const status = record(pod["status"]);
-  const secrets = list(spec["imagePullSecrets"]).flatMap(({ name }) => word(name));
+  const spec = fieldsOf(pod["spec"]);
+  const status = fieldsOf(pod["status"]);
+  const secrets = listOf(spec["imagePullSecrets"]).flatMap(({ name }) => wordOf(name) ?? []);
   if (isOver(pod)) return { namespace, images: [], always: [], secrets, request: undefined };
   const statuses = ["initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"];
   const started = new Set(
-    statuses.flatMap((key) => list(status[key])).flatMap(({ name, imageID }) => (imageID ? word(name) : [])),
+    statuses
+      .flatMap((key) => listOf(status[key]))
+      .flatMap(({ name, imageID }) => (imageID ? (wordOf(name) ?? []) : [])),
   );
   const containers = ["initContainers", "containers", "ephemeralContainers"]
-    .flatMap((key) => list(spec[key]))
+    .flatMap((key) => listOf(spec[key]))
     .filter(({ name }) => !started.has(String(name)))
     .map(({ image, imagePullPolicy: policy }) => ({ image, policy }));
   // Mounted before any container starts.
-  const volumes = started.size > 0 ? [] : list(spec["volumes"]).map(({ image }) => record(image));
+  const volumes = started.size > 0 ? [] : listOf(spec["volumes"]).map(({ image }) => fieldsOf(image));
   const mounted = volumes.map(({ reference: image, pullPolicy: policy }) => ({ image, policy }));
   const pulled = [...containers, ...mounted].filter(({ policy }) => policy !== "Never");
-  const own = pulled.flatMap(({ image }) => word(image)).slice(0, imagesMax);
+  const own = pulled.flatMap(({ image }) => wordOf(image) ?? []).slice(0, imagesMax);
   const always = namesOf(
-    pulled.filter(({ policy }) => policy === "Always").flatMap(({ image }) => word(image)),
+    pulled.filter(({ policy }) => policy === "Always").flatMap(({ image }) => wordOf(image) ?? []),
   );
   const images = [...new Set([...own, ...namesOn(pod).slice(0, imagesMax)])];
   return { namespace, images, always, secrets, request: requestOn(pod) };
@@ -202,8 +205,8 @@ function imagesOf(pod: KubernetesObject): PodImages {
 
 /** A pull secret of either form. Throws `invalid`, with no word of what is in it. */
 function keyringOf(secret: KubernetesObject): Keyring {
-  const data = record(secret["data"]);
-  const [text] = [".dockerconfigjson", ".dockercfg"].flatMap((key) => word(data[key]));
+  const data = fieldsOf(secret["data"]);
+  const [text] = [".dockerconfigjson", ".dockercfg"].flatMap((key) => wordOf(data[key]) ?? []);
   if (text === undefined) throw new PullError("invalid", "it is no pull secret");
   return Keyring.parse(Buffer.from(text, "base64").toString("utf8"));
 }

@@ -40,6 +40,10 @@ class MemoryCluster implements Cluster {
     return pod;
   }
 
+  async list(): Promise<never> {
+    throw new PullError("internal", "nothing is listed here");
+  }
+
   async write(change: Change): Promise<KubernetesObject> {
     this.underWay += 1;
     this.most = Math.max(this.most, this.underWay);
