@@ -42,6 +42,23 @@ const elsewhere: ReadonlyMap<string, readonly [string, string]> = new Map([
     "ssh -L 9465:/run/hawser/admin.sock NODE",
     ["test/e2e/page.int.test.ts", "the admin socket has the page too"],
   ],
+  [
+    "hawser upgrade KIND/NAME CONTAINER=IMAGE",
+    ["test/e2e/upgrade.int.test.ts", '[program, "upgrade", ...args'],
+  ],
+  [
+    "hawser upgrade statefulset/web app=registry.example.com/team/app:v8 -n shop --dry-run",
+    ["test/e2e/upgrade.int.test.ts", '"--dry-run"'],
+  ],
+  [
+    "hawser upgrade statefulset/web app=registry.example.com/team/app:v8 -n shop --max-unavailable 25%",
+    ["test/e2e/upgrade.int.test.ts", '"--max-unavailable"'],
+  ],
+  ["kubectl apply -k config/kubernetes/upgrade", ["test/kubernetes/manifests.int.test.ts", '["upgrade",']],
+  [
+    "kubectl create rolebinding hawser-upgrade --clusterrole hawser-upgrade --user SOMEBODY --namespace shop",
+    ["test/kubernetes/manifests.int.test.ts", '"hawser-upgrade"'],
+  ],
   ["npm run format", ["biome.json", "formatter"]],
   ["npm run check", [".ci/run", "npm run --silent check"]],
   ["npm run build && npm run build:native", ["test/setup.mjs", "build:native"]],

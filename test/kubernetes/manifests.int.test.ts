@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { PodMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PodMonitor";
 import { PrometheusRule } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PrometheusRule";
 import { DaemonSet, type IDaemonSet } from "kubernetes-models/apps/v1/DaemonSet";
+import { ClusterRole } from "kubernetes-models/rbac.authorization.k8s.io/v1/ClusterRole";
 import { Role } from "kubernetes-models/rbac.authorization.k8s.io/v1/Role";
 import { RoleBinding } from "kubernetes-models/rbac.authorization.k8s.io/v1/RoleBinding";
 import { ConfigMap, type IConfigMap } from "kubernetes-models/v1/ConfigMap";
@@ -21,6 +22,7 @@ import { endpoint } from "../../src/install/places.ts";
 import { type kubectls, type Rendered, render } from "../harness/kubectl.ts";
 
 const models = {
+  ClusterRole,
   ConfigMap,
   DaemonSet,
   Namespace,
@@ -33,6 +35,7 @@ const models = {
 const operator = "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1";
 /** Where the type of a kind is, to find fields that no schema knows, which schemas let pass. */
 const types: Readonly<Record<keyof typeof models, string>> = {
+  ClusterRole: "kubernetes-models/rbac.authorization.k8s.io/v1/ClusterRole",
   ConfigMap: "kubernetes-models/v1/ConfigMap",
   DaemonSet: "kubernetes-models/apps/v1/DaemonSet",
   Namespace: "kubernetes-models/v1/Namespace",
@@ -49,6 +52,8 @@ const rendered: readonly (readonly [string, keyof typeof kubectls, readonly stri
   ["base", "new", whole],
   ["k3s", "new", whole],
   ["rke2", "new", whole],
+  ["upgrade", "old", ["ClusterRole"]],
+  ["upgrade", "new", ["ClusterRole"]],
   ["prometheus", "old", ["PodMonitor", "PrometheusRule"]],
   ["prometheus", "new", ["PodMonitor", "PrometheusRule"]],
 ];
@@ -75,8 +80,14 @@ describe.each(rendered)("%s, with kubectl of the %s suite", (folder, which, kind
   });
 });
 
+test("who is to upgrade workloads is bound to a role of the name that the README has", async () => {
+  const [role] = await render("upgrade", "new");
+  expect(role?.metadata).toMatchObject({ name: "hawser-upgrade" });
+});
+
 test("no object has a field that its type has not", async () => {
-  const objects = [...(await render("rke2", "new")), ...(await render("prometheus", "new"))];
+  const folders = ["rke2", "prometheus", "upgrade"];
+  const objects = (await Promise.all(folders.map(async (folder) => await render(folder, "new")))).flat();
   const spoilt: Rendered = { ...(objects[0] as Rendered), sped: {} };
   const problems = await excessOf([...objects, spoilt]);
   // One is there to be found.
