@@ -63,19 +63,30 @@ Exit codes: 0 upgraded, 1 refused, or failed with all as it was before, 2 usage,
         throw new UsageError(`--${given} goes with a workload, such as statefulset/web`);
       return await upgradeRelease(context);
     }
-    const kubeconfig = await kubeconfigFor(values.kubeconfig, values.context, context);
-    const namespace = values.namespace ?? (await new Kubeconfig(kubeconfig).namespace()) ?? "default";
-    const request: UpgradeRequest = {
-      ...targetOf(target),
-      namespace: wordOf("--namespace", namespace),
+    // What is wrong with the words comes before what is wrong with the cluster.
+    const asked = {
       images: imagesOf(images),
       maxUnavailable: shareOf(values["max-unavailable"]),
       graceMs: timeOf("--grace", values.grace, "0s"),
       timeoutMs: timeOf("--timeout", values.timeout, "1s") ?? usualTimeoutMs,
       isPrewarmed: !(values["no-prewarm"] ?? false),
     };
-    const flags = { isDry: values["dry-run"] ?? false, isJson: values.json ?? false };
-    return await run(request, kubeconfig, flags, context);
+    const [word, name] = wordsOf(target);
+    const given = values.namespace === undefined ? undefined : wordOf("--namespace", values.namespace);
+    const { isDry, isJson } = { isDry: values["dry-run"] ?? false, isJson: values.json ?? false };
+    try {
+      const kind = kindOf(word);
+      const kubeconfig = await kubeconfigFor(values.kubeconfig, values.context, context);
+      const namespace = given ?? (await new Kubeconfig(kubeconfig).namespace()) ?? "default";
+      const request: UpgradeRequest = { ...asked, kind, name, namespace };
+      return await run(request, kubeconfig, { isDry, isJson }, context);
+    } catch (error) {
+      const { code, message } = PullError.from(error);
+      const why = context.interrupted.aborted ? "interrupted" : message;
+      if (isJson) context.stdout(`${JSON.stringify({ outcome: { kind: "refused", code, error: why } })}\n`);
+      context.stderr(plainLine(`hawser: ${target} is not upgraded: ${why}`));
+      return 1;
+    }
   },
 };
 
@@ -112,26 +123,20 @@ async function run(
     holder: `${userName()} on ${hostname()}`,
     told: (event) => board?.told(event),
   };
-  const title = `${request.kind}/${request.name}`;
+  const plan = await planUpgrade(options, request, interrupted);
+  if (isJson) said({ plan });
+  else (isDry ? stdout : stderr)(planText(plan));
+  if (isDry) return 0;
+  board = isJson ? { told: (event: UpgradeEvent) => said(event), end: () => {} } : boardOn(plan, context);
+  let outcome: Outcome;
   try {
-    const plan = await planUpgrade(options, request, interrupted);
-    if (isJson) said({ plan });
-    else (isDry ? stdout : stderr)(planText(plan));
-    if (isDry) return 0;
-    board = isJson ? { told: (event: UpgradeEvent) => said(event), end: () => {} } : boardOn(plan, context);
-    const outcome = await upgradeIn(options, request, interrupted);
+    outcome = await upgradeIn(options, request, interrupted);
+  } finally {
     board.end();
-    const seconds = Number(((performance.now() - began) / 1000).toFixed(1));
-    if (isJson) said({ outcome: jsonOf(outcome), seconds });
-    return ending(outcome, title, isJson, seconds, context);
-  } catch (error) {
-    board?.end();
-    const failure = PullError.from(error);
-    const why = interrupted.aborted ? "interrupted" : failure.message;
-    if (isJson) said({ outcome: { kind: "refused", code: failure.code, error: why } });
-    stderr(plainLine(`hawser: ${title} is not upgraded: ${why}`));
-    return 1;
   }
+  const seconds = Number(((performance.now() - began) / 1000).toFixed(1));
+  if (isJson) said({ outcome: jsonOf(outcome), seconds });
+  return ending(outcome, `${request.kind}/${request.name}`, isJson, seconds, context);
 }
 
 function boardOn(plan: Plan, { stderr, errorTerminal }: Context): Board {
@@ -226,16 +231,19 @@ const namesOfOthers: Readonly<Record<string, string>> = {
   cj: "cronjob",
 };
 
-function targetOf(text: string): { readonly kind: Kind; readonly name: string } {
-  const [, word = "", name = ""] = /^([a-z.]+)\/([a-z0-9.-]{1,253})$/i.exec(text) ?? [];
-  if (name === "")
-    throw new UsageError(`expected KIND/NAME, such as statefulset/web, not ${JSON.stringify(text)}`);
-  const lower = word.toLowerCase();
-  const found = (Object.keys(kinds) as Kind[]).find((kind) => kinds[kind].includes(lower));
-  if (found !== undefined) return { kind: found, name };
-  const other = namesOfOthers[lower] ?? lower.replace(/s?(?:\.apps|\.batch)?$/, "");
+function wordsOf(target: string): readonly [string, string] {
+  const [, word, name] = /^([a-z.]+)\/([a-z0-9.-]{1,253})$/i.exec(target) ?? [];
+  if (word !== undefined && name !== undefined) return [word.toLowerCase(), name];
+  throw new UsageError(`expected KIND/NAME, such as statefulset/web, not ${JSON.stringify(target)}`);
+}
+
+/** Throws `unsupported` with what would help. */
+function kindOf(word: string): Kind {
+  const found = (Object.keys(kinds) as Kind[]).find((kind) => kinds[kind].includes(word));
+  if (found !== undefined) return found;
+  const other = namesOfOthers[word] ?? word.replace(/s?(?:\.apps|\.batch)?$/, "");
   const why = others[other] ?? `KIND is one of ${Object.keys(kinds).join(", ")}`;
-  throw new PullError("unsupported", `${text} cannot be upgraded in place: ${why}`);
+  throw new PullError("unsupported", why);
 }
 
 function imagesOf(words: readonly string[]): Readonly<Record<string, string>> {

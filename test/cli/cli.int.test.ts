@@ -46,6 +46,29 @@ describe("usage", () => {
     }
   });
 
+  test.each([
+    [
+      "deploy/web",
+      /^hawser: deploy\/web is not upgraded: a Deployment makes its pods anew .* use a CloneSet .* OnDelete\n$/,
+    ],
+    ["replicasets/web", /a ReplicaSet makes its pods anew/],
+    ["cj/web", /change the CronJob/],
+    ["statefulset.apps.kruise.io/web", /KIND is one of cloneset, statefulset, daemonset, pod/],
+  ])("%s is refused before anything is asked, for people and for programs", (target, told) => {
+    const { status, stdout, stderr } = hawser(["upgrade", target, "app=a", "--json"]);
+    expect(status).toBe(1);
+    expect(stderr).toMatch(told);
+    expect(JSON.parse(stdout)).toMatchObject({ outcome: { kind: "refused", code: "unsupported" } });
+  });
+
+  test("a kubeconfig that is not there, or names no such context, is told with where it was looked for", () => {
+    const { status, stderr } = hawser(["upgrade", "sts/web", "app=a", "--kubeconfig", join(folder, "none")]);
+    expect([status, stderr]).toEqual([
+      1,
+      expect.stringContaining(`the kubeconfig ${folder}/none cannot be used: ENOENT`),
+    ]);
+  });
+
   test("the version", () => {
     expect(hawser(["version"])).toMatchObject({
       status: 0,
@@ -68,6 +91,18 @@ describe("usage", () => {
     [["passthrough", "off", "--persist"], "--persist goes with on"],
     [["status", "now"], 'unexpected argument "now"'],
     [["pull", "a", "--cri", ""], "expected the path of a socket behind --cri"],
+    [["upgrade", "--grace", "1s"], "--grace goes with a workload, such as statefulset/web"],
+    [["upgrade", "web", "app=a"], 'expected KIND/NAME, such as statefulset/web, not "web"'],
+    [["upgrade", "sts/web"], "expected CONTAINER=IMAGE, such as app=registry.example.com/app:2"],
+    [["upgrade", "sts/web", "app"], 'expected CONTAINER=IMAGE, not "app"'],
+    [["upgrade", "sts/web", "app=a", "app=b"], "app is given two images"],
+    [["upgrade", "sts/web", "app=A B"], '"A B" is no image'],
+    [
+      ["upgrade", "sts/web", "app=a", "--max-unavailable", "0"],
+      "--max-unavailable takes a number of pods from 1, or",
+    ],
+    [["upgrade", "sts/web", "app=a", "--timeout", "soon"], "--timeout takes a duration"],
+    [["upgrade", "sts/web", "app=a", "-n", "A_B"], '--namespace takes a name, not "A_B"'],
     [["pull", "a", "--cri", "tcp://127.0.0.1:1"], "expected the path of a socket behind --cri"],
   ])("%j is one line and exit code 2", (args, message) => {
     const { status, stdout, stderr } = hawser(args);

@@ -1,6 +1,6 @@
 // What a kubeconfig says, in all the ways that kubelets have it: files beside it, data in it, tokens, programs.
 
-import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
@@ -153,4 +153,38 @@ test.each([
   const failure = make().read();
   await expect(failure).rejects.toMatchObject({ code: "invalid", message: expect.stringMatching(says) });
   await expect(failure).rejects.toThrow(`the kubeconfig ${file} cannot be used: `);
+});
+
+test("of several files, what comes first counts, each beside its own files; another context may be asked for", async () => {
+  const named = (context: string, cluster: string, more: object = {}): object => ({
+    contexts: [{ name: context, context: { cluster, user: "u", namespace: `of-${context}` } }],
+    clusters: [{ name: cluster, cluster: { server: `https://${context}.example.com` } }],
+    ...more,
+  });
+  const other = join(folder, "other");
+  mkdirSync(other);
+  writeFileSync(file, JSON.stringify({ ...named("one", "c1"), "current-context": "two" }));
+  const second = join(other, "config");
+  const users = [{ name: "u", user: { tokenFile: "token" } }];
+  writeFileSync(second, JSON.stringify({ ...named("two", "c2", { users }), "current-context": "one" }));
+  writeFileSync(join(other, "token"), "of the second\n");
+  const both = { files: [file, second] };
+  expect((await new Kubeconfig(both).read()).url.hostname).toBe("two.example.com");
+  expect((await new Kubeconfig(both).read()).options.headers["authorization"]).toBe("Bearer of the second");
+  expect(await new Kubeconfig(both).namespace()).toBe("of-two");
+  const one = new Kubeconfig({ ...both, context: "one" });
+  expect((await one.read()).url.hostname).toBe("one.example.com");
+  expect(await one.namespace()).toBe("of-one");
+  await expect(new Kubeconfig({ ...both, context: "three" }).read()).rejects.toThrow(
+    /it has no context three/,
+  );
+});
+
+test("a program for credentials is run with the environment of whoever asks", async () => {
+  lay("plugin", `#!/bin/sh\nprintf '{"status":{"token":"%s"}}' "$PROFILE-$OWN"\n`, 0o700);
+  const exec = { command: "./plugin", env: [{ name: "OWN", value: "own" }] };
+  const { files } = { files: [file] };
+  write({}, { exec });
+  const kubeconfig = new Kubeconfig({ files, environment: { PROFILE: "profile", OWN: "another" } });
+  expect((await kubeconfig.read()).options.headers["authorization"]).toBe("Bearer profile-own");
 });
