@@ -24,8 +24,15 @@ const ofStatus: Need = { group: "", resource: "pods", subresource: "status", ver
 const revisions: Need = { group: "apps", resource: "controllerrevisions", verbs: ["list"] };
 const byKind: Readonly<Record<Kind, readonly Need[]>> = {
   pod: [ofStatus],
-  statefulset: [ofStatus, { group: "apps", resource: "statefulsets", verbs: ["get", "patch"] }],
-  daemonset: [ofStatus, revisions, { group: "apps", resource: "daemonsets", verbs: ["get", "patch"] }],
+  statefulset: [
+    ofStatus,
+    { group: "apps", resource: "statefulsets", verbs: ["get", "list", "watch", "patch"] },
+  ],
+  daemonset: [
+    ofStatus,
+    revisions,
+    { group: "apps", resource: "daemonsets", verbs: ["get", "list", "watch", "patch"] },
+  ],
   cloneset: [{ group: "apps.kruise.io", resource: "clonesets", verbs: ["get", "list", "watch", "patch"] }],
 };
 

@@ -24,8 +24,7 @@ import {
 import type { Patch } from "./steady.ts";
 import { templateOf } from "./template.ts";
 import { type Firsts, troubleOf } from "./trouble.ts";
-import { Watched } from "./watched.ts";
-import { knownPods, podsOf, unmarkAll, type Work } from "./work.ts";
+import { known, unmarkAll, type Work } from "./work.ts";
 import { replicasOf } from "./workload.ts";
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -39,45 +38,29 @@ interface Former {
 
 /** Never throws; what has failed is in its outcome. */
 export async function upgradeCloneSet(work: Work): Promise<Outcome> {
-  const { workload, options, request, signal } = work;
-  const { metadata } = workload.object;
-  const collection = {
-    path: workload.path.slice(0, workload.path.lastIndexOf("/")),
-    fieldSelector: `metadata.name=${metadata.name}`,
-  };
-  const same = {
-    ...workload,
-    collection,
-    isOwn: (object: KubernetesObject) => uidOf(object) === metadata.uid,
-  };
-  await using cloneSet = podsOf(options, same);
+  const { workload, request, signal } = work;
   const touched = { is: formerOf(workload.object) !== undefined };
   try {
-    await knownPods(work);
+    await known(work);
     const open = work.pods.all.filter((pod) => isServing(pod) && differing(pod, request.images).length > 0);
     await work.warming.all(open, signal);
     touched.is = true;
     const patched = await patch(work, (object) => forwardPatch(object, work), signal);
-    await new Following(work, cloneSet, request.images, patched).run(signal);
+    await new Following(work, request.images, patched).run(signal);
     await unmarkAll(work, signal, () => true);
     await patch(work, (object) => unmarkedPatch(object), signal);
     return { kind: "upgraded", pods: open.length };
   } catch (error) {
-    return await rollBack(work, cloneSet, PullError.from(error), touched.is);
+    return await rollBack(work, PullError.from(error), touched.is);
   }
 }
 
-async function rollBack(
-  work: Work,
-  cloneSet: Watched,
-  failure: PullError,
-  isTouched: boolean,
-): Promise<Outcome> {
-  const { lost, options, request, pods } = work;
+async function rollBack(work: Work, failure: PullError, isTouched: boolean): Promise<Outcome> {
+  const { lost, options, request, pods, source } = work;
   const name = `${request.kind}/${request.name}`;
   if (lost.aborted) return { kind: "left", failure, left: [name] };
   options.told({ event: "failure", error: failure.message });
-  for (const watched of [pods, cloneSet]) watched.forgive();
+  for (const watched of [pods, source]) watched.forgive();
   try {
     for (const object of await work.steady.unsure(lost)) pods.saw(object);
     let count = 0;
@@ -92,7 +75,7 @@ async function rollBack(
         lost,
       );
       count = pods.all.filter((pod) => differing(pod, former.images).length > 0).length;
-      await new Following(work, cloneSet, former.images, patched).run(lost);
+      await new Following(work, former.images, patched).run(lost);
       await patch(work, unmarkedPatch, lost);
     }
     await unmarkAll(work, lost, () => true);
@@ -195,16 +178,14 @@ function templateWith(object: KubernetesObject, images: Images): object {
 /** One wait for all that OpenKruise does after a change of the template. */
 class Following {
   readonly #work: Work;
-  readonly #cloneSet: Watched;
   readonly #images: Images;
   readonly #generation: number;
   readonly #firsts = new Map<string, Firsts>();
   readonly #steps = new Map<string, PodStep>();
   readonly #first: ReadonlySet<string>;
 
-  constructor(work: Work, cloneSet: Watched, images: Images, patched: KubernetesObject) {
+  constructor(work: Work, images: Images, patched: KubernetesObject) {
     this.#work = work;
-    this.#cloneSet = cloneSet;
     this.#images = images;
     this.#generation = numberOf(fieldsOf(patched.metadata)["generation"], 0);
     this.#first = new Set(work.pods.all.map(uidOf));
@@ -225,7 +206,7 @@ class Following {
           const now = this.#state();
           return now === last ? undefined : now;
         };
-        const next = this.#cloneSet.until(find, { otherwise, timeoutMs, signal: both });
+        const next = this.#work.source.until(find, { otherwise, timeoutMs, signal: both });
         next.catch(() => {});
         last = (await Promise.race([next, failing])) ?? last;
         if (last === "done") return;
@@ -238,7 +219,7 @@ class Following {
 
   /** "done", or anything else that changes with what comes of it. */
   #state(): string | undefined {
-    const [object] = this.#cloneSet.all;
+    const [object] = this.#work.source.all;
     if (object === undefined) throw new PullError("not_found", "the CloneSet was deleted meanwhile");
     const { observedGeneration, updatedReplicas, updatedReadyReplicas } = fieldsOf(object["status"]);
     if (numberOf(observedGeneration, 0) < this.#generation) return undefined;

@@ -9,6 +9,7 @@ import type { Outcome, Plan } from "./inplace.ts";
 import {
   areEqual,
   differing,
+  imagesOf,
   isBegun,
   isGateOpen,
   isLeaving,
@@ -18,15 +19,16 @@ import {
   uidOf,
 } from "./pod.ts";
 import { type RollingOptions, roll } from "./rolling.ts";
+import type { Patch } from "./steady.ts";
 import { labelOf, revisionOf, revisionPatch, templateOf, templatePatch } from "./template.ts";
-import { knownPods, unmarkAll, type Work } from "./work.ts";
+import { currentOf, known, unmarkAll, type Work } from "./work.ts";
 import { replicasOf, someOf } from "./workload.ts";
 
 /** Never throws; what has failed is in its outcome. */
 export async function rollOut(work: Work, plan: Plan): Promise<Outcome> {
   const touched = { template: false };
   try {
-    await knownPods(work);
+    await known(work);
     const pods = await upgradePods(work, plan, touched);
     await unmarkAll(work, work.signal, () => true);
     return { kind: "upgraded", pods };
@@ -86,28 +88,39 @@ function rollingOf(work: Work, plan: Plan) {
     minReadyMs: 1000 * minReadySeconds,
     told: options.told,
     maxUnavailable: plan.maxUnavailable ?? 1,
-    replicas: () => replicasOf(workload),
+    replicas: () => replicasOf(currentOf(work)),
   };
 }
 
 async function bringInLine(work: Work): Promise<void> {
-  const { options, workload, steady, request, signal, pods, pathOf } = work;
+  const { options, workload, steady, request, signal } = work;
   const before = await revisionOf(options.cluster, steady, workload, signal);
   options.told({ event: "note", text: `the template of ${request.kind}/${request.name} is brought in line` });
   const fresh = await steady.get(workload.path, signal);
-  await steady.amend(workload.path, fresh, (object) => templatePatch(object, request.images), signal);
-  const now = await revisionOf(options.cluster, steady, workload, signal);
-  if (before === undefined || now === undefined) {
-    const text = `the controller of ${request.kind}/${request.name} names no revision: its pods count as not updated`;
+  const others = foreignIn(fresh, work);
+  if (others.length > 0) {
+    const text = `somebody has changed the template of ${request.kind}/${request.name} meanwhile (${others.join(", ")}): it is left so`;
     options.told({ event: "note", text });
     return;
   }
+  await steady.amend(workload.path, fresh, (object) => templatePatch(object, request.images), signal);
+  const now = await revisionOf(options.cluster, steady, workload, signal);
+  if (before !== undefined && now !== undefined) return await labelPods(work, before, now);
+  const text = `the controller of ${request.kind}/${request.name} names no revision: its pods count as not updated`;
+  options.told({ event: "note", text });
+}
+
+/** Has the pods that were of the revision before count as those of the revision now. */
+async function labelPods(
+  { pods, request, options, steady, pathOf, signal }: Work,
+  before: string,
+  now: string,
+): Promise<void> {
   const own = pods.all.filter((pod) => isServing(pod) && differing(pod, request.images).length === 0);
-  const others = own
-    .filter((pod) => labelOf(pod) !== before && labelOf(pod) !== now)
-    .map(({ metadata }) => metadata.name);
+  const others = own.filter((pod) => labelOf(pod) !== before && labelOf(pod) !== now);
   if (others.length > 0) {
-    const text = `${someOf(others)} differ from the template in more than images, and count as not updated`;
+    const names = someOf(others.map(({ metadata }) => metadata.name));
+    const text = `${names} differ from the template in more than images, and count as not updated`;
     options.told({ event: "note", text });
   }
   for (const pod of own) {
@@ -157,9 +170,8 @@ async function rollBack(
   };
   try {
     if (isTemplateTouched) {
-      const { images } = templateFrom(work);
       const fresh = await steady.get(workload.path, lost);
-      await steady.amend(workload.path, fresh, (object) => templatePatch(object, images), lost);
+      await steady.amend(workload.path, fresh, (object) => templateBack(object, work), lost);
     }
     await roll({ ...rollingOf(work, plan), goalOf, failed: leave, signal: lost });
   } catch (error) {
@@ -172,8 +184,17 @@ async function rollBack(
   return { kind: "rolled back", failure, pods: touched.size };
 }
 
-/** What the template had before. */
-function templateFrom({ workload, request }: Work) {
+/** Images in the template that are neither what it had when this began nor what it is to have. */
+function foreignIn(object: KubernetesObject, { workload, request }: Work): readonly string[] {
+  const former = imagesOf(templateOf(workload.object));
+  const others = differing(templateOf(object), request.images);
+  return others.flatMap(({ name, image }) => (image === former[name] ? [] : [`${name}: ${image}`]));
+}
+
+/** What of the template is ours becomes what it was. */
+function templateBack(object: KubernetesObject, { workload, request }: Work): Patch | undefined {
   const former = differing(templateOf(workload.object), request.images);
-  return { images: Object.fromEntries(former.map(({ name, image }) => [name, image])) };
+  const now = imagesOf(templateOf(object));
+  const ours = former.filter(({ name }) => now[name] === request.images[name]);
+  return templatePatch(object, Object.fromEntries(ours.map(({ name, image }) => [name, image])));
 }

@@ -20,7 +20,7 @@ import {
 import { inOrder } from "./rolling.ts";
 import { rollOut } from "./rollout.ts";
 import { templateOf } from "./template.ts";
-import { begin, knownPods } from "./work.ts";
+import { begin, known } from "./work.ts";
 import { mustBeUpgradable, mustHaveGates, readWorkload, replicasOf, type Workload } from "./workload.ts";
 
 const usualGraceMs = 10_000;
@@ -53,7 +53,7 @@ export async function upgrade(
   await using work = await begin(options, request, seen, signal);
   const workload = await readWorkload(cluster, request, signal);
   mustBeUpgradable(workload, request.images);
-  await knownPods(work);
+  await known(work);
   const plan = planFor(workload, request, work.pods.all.filter(isServing));
   const fresh = { ...work, workload };
   return request.kind === "cloneset" ? await upgradeCloneSet(fresh) : await rollOut(fresh, plan);
@@ -63,7 +63,7 @@ function planFor(workload: Workload, request: UpgradeRequest, all: readonly Kube
   const { images, kind, maxUnavailable, graceMs } = request;
   const open = all.filter((pod) => differing(pod, images).length > 0 || isBegun(pod)).toSorted(inOrder);
   const isOpenKruise = kind === "cloneset";
-  if (!isOpenKruise) mustHaveGates(open);
+  mustHaveGates(open);
   return {
     request,
     pods: open.map((pod) => plannedPod(pod, images)),

@@ -47,6 +47,14 @@ export class Watched implements AsyncDisposable {
     return this.#objects.get(uid);
   }
 
+  /** Has those who wait look again, since something else has changed. */
+  poke(): void {
+    this.#tell();
+  }
+
+  /** Called after each change. */
+  onChange: () => void = () => {};
+
   /** What a change of ours was answered with, which may be newer than what has been heard. */
   saw(object: KubernetesObject): void {
     const known = this.#objects.get(uidOf(object));
@@ -149,6 +157,7 @@ export class Watched implements AsyncDisposable {
   #tell(): void {
     // One that ends takes itself out, and one that comes has looked by itself.
     for (const listener of Array.from(this.#listeners)) listener();
+    this.onChange();
   }
 }
 

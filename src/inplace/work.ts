@@ -7,7 +7,7 @@ import { PullError } from "../errors.ts";
 import { Turns } from "./crowd.ts";
 import { type UpgradeOptions, type UpgradeRequest, usualPace } from "./inplace.ts";
 import { Lock } from "./lock.ts";
-import { annotationOf, upgradeAnnotation } from "./pod.ts";
+import { annotationOf, uidOf, upgradeAnnotation } from "./pod.ts";
 import { Steady } from "./steady.ts";
 import { unmarked, Warming } from "./warm.ts";
 import { Watched } from "./watched.ts";
@@ -17,6 +17,8 @@ export interface Work extends AsyncDisposable {
   readonly options: UpgradeOptions;
   readonly request: UpgradeRequest;
   readonly workload: Workload;
+  /** The workload as it is now; a pod is one of its own pods. */
+  readonly source: Watched;
   readonly pods: Watched;
   readonly steady: Steady;
   readonly warming: Warming;
@@ -27,8 +29,26 @@ export interface Work extends AsyncDisposable {
   readonly lost: AbortSignal;
 }
 
-export function podsOf(options: UpgradeOptions, { collection, isOwn }: Workload): Watched {
-  return new Watched(options.cluster, collection, isOwn, (options.pace ?? usualPace).awayMs);
+function watchedFor(
+  { cluster, pace = usualPace }: UpgradeOptions,
+  { collection, isOwn }: Pick<Workload, "collection" | "isOwn">,
+): Watched {
+  return new Watched(cluster, collection, isOwn, pace.awayMs);
+}
+
+/** The workload itself, to be watched. */
+function selfOf({ path, object: { metadata } }: Workload): Pick<Workload, "collection" | "isOwn"> {
+  const collection = {
+    path: path.slice(0, path.lastIndexOf("/")),
+    fieldSelector: `metadata.name=${metadata.name}`,
+    isCurrent: true,
+  };
+  return { collection, isOwn: (object) => uidOf(object) === metadata.uid };
+}
+
+/** The workload as it is now. */
+export function currentOf({ workload, source }: Work): Workload {
+  return { ...workload, object: source.get(uidOf(workload.object)) ?? workload.object };
 }
 
 /** Takes the lock. Throws `exists` where another upgrade goes on. */
@@ -49,7 +69,10 @@ export async function begin(
   const owner = workload.object;
   const lock = await Lock.take({ steady, namespace, owner, holder, lifeMs: pace.lockMs, waits }, signal);
   steady.ensure = async (of) => await lock.ensure(of);
-  const pods = podsOf(options, workload);
+  const pods = watchedFor(options, workload);
+  const source = kind === "pod" ? pods : watchedFor(options, selfOf(workload));
+  // How many pods there should be may have changed.
+  if (source !== pods) source.onChange = () => pods.poke();
   const pathOf = ({ metadata }: KubernetesObject): string =>
     `/api/v1/namespaces/${encodeURIComponent(namespace)}/pods/${encodeURIComponent(metadata.name)}`;
   const { images, isPrewarmed, timeoutMs } = request;
@@ -68,6 +91,7 @@ export async function begin(
     options,
     request,
     workload,
+    source,
     pods,
     steady,
     warming,
@@ -75,7 +99,7 @@ export async function begin(
     signal: forMany(AbortSignal.any([signal, lock.lost])),
     lost: forMany(lock.lost),
     [Symbol.asyncDispose]: async () => {
-      await pods[Symbol.asyncDispose]();
+      for (const watched of new Set([pods, source])) await watched[Symbol.asyncDispose]();
       await lock[Symbol.asyncDispose]();
     },
   };
@@ -87,9 +111,10 @@ function forMany(signal: AbortSignal): AbortSignal {
   return signal;
 }
 
-/** Waits until the pods are known. */
-export async function knownPods({ pods, request, signal }: Work): Promise<void> {
+/** Waits until the workload and its pods are known. */
+export async function known({ pods, source, request, signal }: Work): Promise<void> {
   const { timeoutMs } = request;
+  await source.until(() => true, { otherwise: "the workload was not heard of", timeoutMs, signal });
   await pods.until(() => true, { otherwise: "the pods were not heard of", timeoutMs, signal });
 }
 

@@ -171,26 +171,34 @@ test("an interruption: what was touched is rolled back", async () => {
 
 test("another process that has taken the lock: nothing is touched any more", async () => {
   await atEachStep(async (rig, step) => {
+    const lockMs = 200;
     let taken = 0;
     atStep(rig, step, () => {
-      const [lease] = rig.api.list(leases);
-      if (lease === undefined) return undefined;
-      const { spec } = lease as unknown as { readonly spec: object };
-      rig.api.put(leases, { ...lease, spec: { ...spec, holderIdentity: "another" } });
-      taken = rig.api.requests.length;
-      return undefined;
+      // Nothing of ours gets through for longer than the lock is good for.
+      const stopped = new Promise<void>((resolve) => {
+        setTimeout(resolve, 2 * lockMs);
+      }).then(() => {
+        rig.api.behave = () => undefined;
+        const [lease] = rig.api.list(leases);
+        if (lease === undefined) return;
+        const { spec } = lease as unknown as { readonly spec: object };
+        rig.api.put(leases, { ...lease, spec: { ...spec, holderIdentity: "another" } });
+        taken = rig.api.requests.length;
+      });
+      rig.api.behave = ({ identity }) => (identity === "operator" ? { hold: stopped } : undefined);
+      return { hold: stopped };
     });
-    // Renewed before every step, it is missed at once.
-    const outcome = await rig.upgrade({}, undefined, { ...quick, lockMs: 0 });
+    const outcome = await rig
+      .upgrade({}, undefined, { ...quick, lockMs })
+      .catch((error: unknown) => error as Error);
     if (taken === 0) return;
     expect(rig.api.list(leases)[0]?.["spec"]).toMatchObject({ holderIdentity: "another" });
-    // But for what was under way, and what is about the lock alone.
     const changes = rig.api.requests.slice(taken).filter((request) => rig.isChange(request));
     expect(changes.filter(({ path }) => !path.includes("/leases/"))).toEqual([]);
-    if (outcome.kind !== "upgraded")
+    if (outcome instanceof Error) expect(outcome).toMatchObject({ code: "conflict" });
+    else if (outcome.kind !== "upgraded")
       expect(outcome).toMatchObject({ kind: "left", failure: { code: "conflict" } });
-    // Of one pod, so that no more than one thing is under way.
-  }, 1);
+  });
 });
 
 async function goOn(rig: Rig): Promise<void> {

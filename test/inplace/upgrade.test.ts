@@ -378,6 +378,38 @@ test("a pod that is deleted meanwhile comes back and is upgraded as well; one th
   expect(outcome.kind === "upgraded" ? "" : outcome.failure.message).toBe("pod/web was deleted meanwhile");
 });
 
+test("a workload that is scaled meanwhile: fewer pods are enough, and new ones are upgraded as well", async () => {
+  rig = await Rig.open(4);
+  const scale = (replicas: number): void => {
+    rig.api.update("/apis/apps/v1/statefulsets", "web", namespace, (workload) => ({
+      ...workload,
+      spec: { ...Object(workload["spec"]), replicas },
+    }));
+  };
+  rig.onEvent = (event) => {
+    if (event.event !== "pod" || event.step !== "done") return;
+    if (event.pod === "web-3") scale(2);
+    if (event.pod === "web-1") scale(3);
+  };
+  expect(await rig.upgrade()).toMatchObject({ kind: "upgraded" });
+  expect(Object.keys(rig.images)).toEqual(["web-0", "web-1", "web-2"]);
+  expectImages("app:2");
+});
+
+test("a template that somebody else has changed meanwhile is left so, and told", async () => {
+  rig = await Rig.open(1);
+  rig.onEvent = (event) => {
+    if (event.event !== "pod" || event.step !== "entering service") return;
+    const spec = withImage(podSpec(), "app", "app:theirs");
+    rig.putWorkload("statefulset", 1, { template: { metadata: { labels: { app: "web" } }, spec } });
+  };
+  expect(await rig.upgrade()).toMatchObject({ kind: "upgraded" });
+  expect([rig.template, rig.images]).toEqual(["app:theirs", { "web-0": "app:2" }]);
+  expect(rig.steps).toContain(
+    "somebody has changed the template of statefulset/web meanwhile (app: app:theirs)",
+  );
+});
+
 test("the same bytes under another name, and a name that stands for other bytes than the nodes were told of", async () => {
   rig = await Rig.open(2);
   const same = digestOf("app:1");
