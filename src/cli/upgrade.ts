@@ -296,7 +296,7 @@ async function kubeconfigFor(
   name: string | undefined,
   { environment }: Context,
 ): Promise<KubeconfigOptions> {
-  const common = { context: name, environment };
+  const common = { context: name, environment, isOfOneUse: true };
   if (file !== undefined) return { files: [file], ...common };
   const listed = (environment["KUBECONFIG"] ?? "").split(delimiter).filter((one) => one !== "");
   const usual = join(environment["HOME"] ?? "/", ".kube/config");

@@ -18,6 +18,7 @@ export function createCluster(kubeconfig: KubeconfigOptions): Cluster {
 
 class KubeconfigCluster implements Cluster {
   readonly #kubeconfig: Kubeconfig;
+  #isKnown = false;
 
   constructor(options: KubeconfigOptions) {
     this.#kubeconfig = new Kubeconfig(options);
@@ -68,9 +69,16 @@ class KubeconfigCluster implements Cluster {
       throw unreachable(error);
     });
     const { statusCode: status = 0 } = answer;
-    if (status === 200 || status === 201) return answer;
+    if (status === 200 || status === 201) {
+      this.#isKnown = true;
+      return answer;
+    }
     if (status === 401) this.#kubeconfig.forget();
-    throw await refusalOf(answer, status, method);
+    const refusal = await refusalOf(answer, status, method);
+    // Who was let in before may be again, with what a program grants next.
+    if (status === 401 && this.#isKnown)
+      throw new PullError(refusal.code, refusal.message, { temporary: true });
+    throw refusal;
   }
 }
 

@@ -29,12 +29,15 @@ export interface KubeconfigOptions {
   readonly context?: string | undefined;
   /** What programs for credentials are run with besides what the kubeconfig says. */
   readonly environment?: Readonly<Record<string, string | undefined>>;
+  /** For one piece of work by somebody who may choose another context meanwhile: that one stays with what it began with. */
+  readonly isOfOneUse?: boolean;
 }
 
 /** What a context comes to: its cluster and user, each with the folder that its files are beside. */
 interface Parts {
   readonly cluster: Fields;
   readonly user: Fields;
+  readonly context: string;
   readonly clusterFolder: string;
   readonly userFolder: string;
   readonly namespace: string | undefined;
@@ -54,6 +57,9 @@ export class Kubeconfig {
   readonly #options: KubeconfigOptions;
   /** What a program has granted, for the text that named it. */
   #granted: (Granted & { readonly text: string }) | undefined;
+  #granting: { readonly text: string; readonly promise: Promise<Granted> } | undefined;
+  /** What it came to first, where it has to come to that again. */
+  #first: { readonly context: string; readonly server: unknown } | undefined;
 
   constructor(options: KubeconfigOptions) {
     this.#options = options;
@@ -75,18 +81,26 @@ export class Kubeconfig {
   }
 
   async #using<Value>(use: (parts: Parts) => Promise<Value>): Promise<Value> {
-    const { files, context } = this.#options;
+    const { files, context, isOfOneUse } = this.#options;
     try {
       const texts = await Promise.all(files.map(readText));
       const documents = texts.map((text, index) => ({
         folder: dirname(files[index] ?? ""),
-        fields: fieldsOf(parse(text) as unknown),
+        fields: fieldsOf(parsed(text)),
       }));
-      return await use(partsOf(documents, context));
+      const parts = partsOf(documents, this.#first?.context ?? context);
+      const server = parts.cluster["server"];
+      if (this.#first && server !== this.#first.server)
+        throw new Error(`its context ${parts.context} has become another cluster`);
+      const value = await use(parts);
+      if (isOfOneUse) this.#first = { context: parts.context, server };
+      return value;
     } catch (error) {
       const [why = ""] = PullError.from(error).message.split("\n", 1);
-      const which = files.join(":");
-      throw new PullError("invalid", `the kubeconfig ${which} cannot be used: ${why}`, { cause: error });
+      // What was of use once may be being written, or its program be out of luck.
+      const temporary = this.#first !== undefined;
+      const text = `the kubeconfig ${files.join(":")} cannot be used: ${why}`;
+      throw new PullError("invalid", text, { cause: error, temporary });
     }
   }
 
@@ -94,7 +108,10 @@ export class Kubeconfig {
     { cluster, user, clusterFolder, userFolder }: Parts,
     signal: AbortSignal | undefined,
   ): Promise<Target> {
-    const url = new URL(wordOf(cluster["server"]) ?? "");
+    const server = wordOf(cluster["server"]) ?? "";
+    if (!URL.canParse(server))
+      throw new Error(`Invalid URL: its cluster's server is ${JSON.stringify(server)}`);
+    const url = new URL(server);
     if (cluster["proxy-url"] !== undefined) throw new Error("its proxy-url is not supported");
     const [ca, cert, key] = await Promise.all([
       bytesOf(cluster, "certificate-authority", clusterFolder),
@@ -104,7 +121,7 @@ export class Kubeconfig {
     const granted =
       user["exec"] === undefined
         ? undefined
-        : await this.#run(userFolder, fieldsOf(user["exec"]), cluster, signal);
+        : await this.#grant(userFolder, fieldsOf(user["exec"]), cluster, signal);
     const servername = wordOf(cluster["tls-server-name"]);
     return {
       url,
@@ -120,7 +137,7 @@ export class Kubeconfig {
   }
 
   /** A credential plugin: a program that prints an ExecCredential (client.authentication.k8s.io). */
-  async #run(
+  async #grant(
     folder: string,
     plugin: Fields,
     cluster: Fields,
@@ -129,6 +146,23 @@ export class Kubeconfig {
     const now = Date.now();
     const text = JSON.stringify([folder, plugin, cluster]);
     if (this.#granted?.text === text && this.#granted.untilMs - exec.earlyMs > now) return this.#granted;
+    if (this.#granting?.text !== text) {
+      const promise = this.#run(folder, plugin, cluster, signal).finally(() => {
+        this.#granting = undefined;
+      });
+      this.#granting = { text, promise };
+    }
+    const granted = await this.#granting.promise;
+    this.#granted = { text, ...granted };
+    return granted;
+  }
+
+  async #run(
+    folder: string,
+    plugin: Fields,
+    cluster: Fields,
+    signal: AbortSignal | undefined,
+  ): Promise<Granted> {
     const command = wordOf(plugin["command"]);
     if (command === undefined) throw new Error("its exec names no command");
     const apiVersion = wordOf(plugin["apiVersion"]) ?? "client.authentication.k8s.io/v1";
@@ -152,12 +186,14 @@ export class Kubeconfig {
         maxBuffer: exec.bytesMax,
         ...(signal && { signal }),
       },
-    ).catch((error: NodeJS.ErrnoException) => {
-      // What it printed may be what nobody is to see.
-      throw new Error(`${command} failed: ${error.code ?? "it was ended"}`);
+    ).catch((error: NodeJS.ErrnoException & { readonly stderr?: string }) => {
+      // What it printed may be what nobody is to see; what it has to say to a person it says on its standard error.
+      const [said = ""] = this.#options.isOfOneUse ? (error.stderr ?? "").trim().split("\n") : [];
+      throw new Error(
+        `${command} failed: ${error.code ?? "it was ended"}${said && `: ${said.slice(0, 300)}`}`,
+      );
     });
-    this.#granted = { text, ...grantedBy(stdout) };
-    return this.#granted;
+    return grantedBy(stdout);
   }
 }
 
@@ -202,6 +238,17 @@ function parseJson(text: string): unknown {
   }
 }
 
+/** With no word of what stands in it. */
+function parsed(text: string): unknown {
+  try {
+    return parse(text);
+  } catch (error) {
+    const { linePos } = error as { readonly linePos?: readonly { readonly line: number }[] };
+    const where = linePos?.[0] ? ` (line ${linePos[0].line})` : "";
+    throw new Error(`it cannot be read as YAML${where}`);
+  }
+}
+
 interface Document {
   readonly folder: string;
   readonly fields: Fields;
@@ -228,6 +275,7 @@ function partsOf(documents: readonly Document[], wanted: string | undefined): Pa
   return {
     cluster: fieldsOf(cluster.found["cluster"]),
     user: fieldsOf(user?.found["user"]),
+    context: String(current),
     clusterFolder: cluster.folder,
     userFolder: user?.folder ?? cluster.folder,
     namespace: wordOf(context["namespace"]),

@@ -6,6 +6,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { KubernetesObject } from "../cluster/cluster.ts";
+import { fieldsOf, numberOf } from "../cluster/fields.ts";
 import { type Condition, conditionOf, readinessGate, reportOn } from "../cluster/marks.ts";
 import { abortError, PullError } from "../errors.ts";
 import type { PodStep, UpgradeEvent } from "./inplace.ts";
@@ -13,8 +14,9 @@ import {
   areContainersReady,
   differing,
   type Images,
-  isLeaving,
+  imageFor,
   isReady,
+  isServing,
   type Mark,
   markOf,
   nodeOf,
@@ -47,6 +49,11 @@ export interface Goal {
   readonly mustBeReady: boolean;
 }
 
+/** Kubernetes' own, where a pod says nothing. */
+const usualTerminationSeconds = 30;
+/** Kubelet tells of a container's end so soon. */
+const toldMs = 5_000;
+
 /** What has ended one way or the other; a pod that goes meanwhile is its owner's affair. */
 export type Exchanged = "done" | "gone";
 
@@ -57,7 +64,7 @@ export async function exchange(
   goal: Goal,
   signal: AbortSignal,
 ): Promise<Exchanged> {
-  const work = new Exchange(options, pod, goal, signal);
+  using work = new Exchange(options, pod, goal, signal);
   try {
     return await work.run();
   } catch (error) {
@@ -67,7 +74,7 @@ export async function exchange(
   }
 }
 
-class Exchange {
+class Exchange implements Disposable {
   readonly #options: ExchangeOptions;
   readonly #goal: Goal;
   readonly #signal: AbortSignal;
@@ -75,6 +82,9 @@ class Exchange {
   readonly #name: string;
   readonly #first: KubernetesObject;
   readonly #names: readonly string[];
+  /** When it got its images from us. */
+  #patchedMs: number | undefined;
+  #looking: NodeJS.Timeout | undefined;
 
   constructor(options: ExchangeOptions, pod: KubernetesObject, goal: Goal, signal: AbortSignal) {
     this.#options = options;
@@ -88,14 +98,19 @@ class Exchange {
 
   get isGone(): boolean {
     const pod = this.#options.pods.get(this.#uid);
-    return pod === undefined || isLeaving(pod);
+    return pod === undefined || !isServing(pod);
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#looking);
   }
 
   async run(): Promise<Exchanged> {
     const { images } = this.#goal;
     const before = differing(this.#pod, images).length > 0 ? await this.#exchange() : this.#beforeAll();
     this.#tell("restarting");
-    await this.#untilRunning(before);
+    // What was broken before need not run for it to be what it was, and what has no node cannot.
+    if (this.#goal.mustBeReady) await this.#untilRunning(before);
     await this.#setGate("True");
     this.#tell("entering service");
     if (this.#goal.mustBeReady) await this.#untilServing();
@@ -134,6 +149,7 @@ class Exchange {
       return patch;
     };
     const patched = await steady.amend(pathOf(this.#pod), this.#pod, patchFor, this.#signal);
+    this.#patchedMs = performance.now();
     pods.saw(patched);
     return before;
   }
@@ -160,13 +176,10 @@ class Exchange {
 
   async #untilRunning(before: Mark["before"]): Promise<void> {
     const firsts: Firsts = new Map();
-    const { mustBeReady } = this.#goal;
     await this.#until((pod) => {
       const trouble = troubleOf(pod, this.#goal.images, firsts);
-      if (trouble !== undefined && mustBeReady)
-        throw new PullError("unsupported", `pod ${this.#name}: ${trouble}`);
+      if (trouble !== undefined) throw new PullError("unsupported", `pod ${this.#name}: ${trouble}`);
       const isThere = this.#names.every((name) => this.#runs(pod, name, before[name]));
-      if (!mustBeReady) return isThere || trouble !== undefined || undefined;
       return (isThere && areContainersReady(pod)) || undefined;
     }, "did not come to run the images");
   }
@@ -174,13 +187,12 @@ class Exchange {
   /** Whether kubelet has exchanged the container, and it is ready. */
   #runs(pod: KubernetesObject, name: string, before: Mark["before"][string] | undefined): boolean {
     const state = stateOf(pod, name);
-    const wanted = this.#goal.images[name] ?? "";
-    if (state === undefined || observed(pod) === "unseen" || !state.isRunning) return false;
-    if (this.#goal.mustBeReady && !state.isReady) return false;
+    const wanted = imageFor(this.#goal.images, name) ?? "";
+    if (state === undefined || observed(pod) === "unseen" || !state.isRunning || !state.isReady) return false;
     const mark = markOf(pod);
     const former = mark?.from[name] === wanted ? mark.before[name] : undefined;
     // It has not even been stopped, since the images were what they were again before kubelet looked.
-    if (former && former.containerID === state.containerID) return true;
+    if (former && former.containerID === state.containerID) return this.#isSettled(pod);
     if (before !== undefined && state.containerID === before.containerID) return false;
     const digest = this.#digestOf(pod, wanted);
     if (!former?.imageID && digest === undefined) return true;
@@ -191,6 +203,17 @@ class Exchange {
       state.image === wanted ||
       (before !== undefined && state.imageID !== before.imageID)
     );
+  }
+
+  /** Whether a kubelet that does not say what it has seen would have told by now that it is stopping a container. */
+  #isSettled(pod: KubernetesObject): boolean {
+    if (this.#patchedMs === undefined || observed(pod) === "seen") return true;
+    const { terminationGracePeriodSeconds } = fieldsOf(pod["spec"]);
+    const settledMs = 1000 * numberOf(terminationGracePeriodSeconds, usualTerminationSeconds) + toldMs;
+    const leftMs = this.#patchedMs + settledMs - performance.now();
+    if (leftMs <= 0) return true;
+    this.#looking ??= setTimeout(() => this.#options.pods.poke(), leftMs);
+    return false;
   }
 
   #digestOf(pod: KubernetesObject, image: string): string | undefined {

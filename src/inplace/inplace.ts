@@ -43,9 +43,11 @@ export interface Pace {
   readonly answerMs: number;
   /** Who does not renew a lock for so long has it no more. */
   readonly lockMs: number;
+  /** A pod that is out of service for so long is taken for broken. */
+  readonly settleMs: number;
 }
 
-export const usualPace: Pace = { awayMs: 60_000, answerMs: 60_000, lockMs: 20_000 };
+export const usualPace: Pace = { awayMs: 60_000, answerMs: 60_000, lockMs: 20_000, settleMs: 5_000 };
 
 export interface PlannedPod {
   readonly name: string;

@@ -71,10 +71,15 @@ export function imagesOf(object: unknown): Images {
   return Object.fromEntries(containersOf(object).map(({ name, image }) => [name, image]));
 }
 
+/** Names are anybody's, "constructor" as well. */
+export function imageFor(images: Images, name: string): string | undefined {
+  return Object.hasOwn(images, name) ? images[name] : undefined;
+}
+
 /** Of these containers, those that have other images. */
 export function differing(object: unknown, wanted: Images): readonly Container[] {
   return containersOf(object).filter(({ name, image }) => {
-    const other = wanted[name];
+    const other = imageFor(wanted, name);
     return other !== undefined && other !== image;
   });
 }
@@ -86,7 +91,9 @@ export function specPatch(object: unknown, images: Images): Readonly<Record<stri
   return Object.fromEntries(
     (["containers", "initContainers"] as const).flatMap((list) => {
       const own = others.filter((container) => container.list === list);
-      return own.length === 0 ? [] : [[list, own.map(({ name }) => ({ name, image: images[name] }))]];
+      return own.length === 0
+        ? []
+        : [[list, own.map(({ name }) => ({ name, image: imageFor(images, name) }))]];
     }),
   );
 }
@@ -195,8 +202,17 @@ export function controllerOf({ metadata }: KubernetesObject): Owner | undefined 
   return { apiVersion: apiVersion ?? "", kind: kind ?? "", name: name ?? "", uid: uid ?? "" };
 }
 
+/** By the object, which never changes. */
+const marks = new WeakMap<KubernetesObject, { readonly mark: Mark | undefined }>();
+
 /** Undefined where there is none, or none of ours. */
 export function markOf(pod: KubernetesObject): Mark | undefined {
+  const { mark } = marks.get(pod) ?? { mark: readMark(pod) };
+  marks.set(pod, { mark });
+  return mark;
+}
+
+function readMark(pod: KubernetesObject): Mark | undefined {
   try {
     const mark = fieldsOf(JSON.parse(annotationOf(pod, upgradeAnnotation) ?? ""));
     return {
@@ -216,9 +232,21 @@ export function markOf(pod: KubernetesObject): Mark | undefined {
   }
 }
 
+/**
+ * The upgrade that a mark tells of has come to its end, and only the mark was left: the pod has the images and is in
+ * service, and so is it in its template, which comes last.
+ */
+export function hasEnded(pod: KubernetesObject, mark: Mark, template: unknown): boolean {
+  if (differing(pod, mark.to).length > 0) return false;
+  if (template === undefined) return isInService(pod);
+  return differing(template, mark.to).length === 0 && isGateOpen(pod);
+}
+
 /** An upgrade was begun with it and has not put it back into service: one that goes on, or was broken off. */
-export function isBegun(pod: KubernetesObject): boolean {
-  return markOf(pod) !== undefined && !isInService(pod);
+export function isBegun(pod: KubernetesObject, template: unknown): boolean {
+  const mark = markOf(pod);
+  if (mark === undefined || isInService(pod) || nodeOf(pod) === undefined) return false;
+  return !hasEnded(pod, mark, template);
 }
 
 export function areEqual(one: Images, other: Images): boolean {

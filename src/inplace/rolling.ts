@@ -1,14 +1,15 @@
 // The pods of a workload, one after another or a few at a time: never are more of them out of service than may be.
 //
 // What counts is what the API tells of all its pods, whoever has made them unready: those that are not ready, those that
-// somebody is at, and those that should be there and are not. A pod that is not ready anyway may be gone about at any
-// time, and first. Pods that come meanwhile are taken in.
+// somebody is at, and those that should be there and are not. A pod that has been out for a while, or was taken out by an
+// upgrade, costs nothing to go about, and comes first; but no more than so many are gone about at once. Pods that come
+// meanwhile are taken in.
 
 import { setMaxListeners } from "node:events";
 import type { KubernetesObject } from "../cluster/cluster.ts";
 import { abortError, PullError } from "../errors.ts";
 import { type ExchangeOptions, exchange, type Goal } from "./exchange.ts";
-import { isInService, isServing, uidOf } from "./pod.ts";
+import { isGateOpen, isInService, isServing, markOf, uidOf } from "./pod.ts";
 import { someOf } from "./workload.ts";
 
 export interface RollingOptions extends ExchangeOptions {
@@ -16,6 +17,8 @@ export interface RollingOptions extends ExchangeOptions {
   readonly replicas: () => number;
   /** What a pod is to come to; undefined where it has. */
   readonly goalOf: (pod: KubernetesObject) => Goal | undefined;
+  /** So long has a pod to be out of service before it is taken for broken. */
+  readonly settleMs: number;
   /** Before anything else is done with a pod; none where nothing is. */
   readonly prepare?: (pod: KubernetesObject, signal: AbortSignal) => Promise<void>;
   /** What fails ends all; or the others are gone on with, and it is left. */
@@ -31,8 +34,11 @@ export async function roll(options: RollingOptions): Promise<void> {
 class Rolling {
   readonly #options: RollingOptions;
   readonly #busy = new Map<string, Promise<void>>();
-  /** What has failed and was left. */
+  /** What has failed and was left, or is gone though that has not been heard. */
   readonly #left = new Set<string>();
+  /** Since when pods are seen to be out of service. */
+  readonly #outSince = new Map<string, number>();
+  #looking: NodeJS.Timeout | undefined;
   readonly #abort = new AbortController();
   #failure: PullError | undefined;
 
@@ -53,6 +59,7 @@ class Rolling {
       this.#end(PullError.from(error));
     } finally {
       signal.removeEventListener("abort", stop);
+      clearTimeout(this.#looking);
       await Promise.all(this.#busy.values());
     }
     if (this.#failure) throw this.#failure;
@@ -89,6 +96,7 @@ class Rolling {
 
   #open(): readonly KubernetesObject[] {
     const { pods, goalOf } = this.#options;
+    for (const pod of pods.all) if (isInService(pod)) this.#outSince.delete(uidOf(pod));
     const open = pods.all.filter((pod) => {
       const uid = uidOf(pod);
       return isServing(pod) && !this.#busy.has(uid) && !this.#left.has(uid) && goalOf(pod) !== undefined;
@@ -97,9 +105,29 @@ class Rolling {
   }
 
   #next(): KubernetesObject | undefined {
-    const [first] = this.#open();
-    if (first === undefined || !isInService(first)) return first;
-    return this.#unavailable() < this.#options.maxUnavailable ? first : undefined;
+    const { maxUnavailable } = this.#options;
+    if (this.#busy.size >= maxUnavailable) return undefined;
+    const open = this.#open();
+    const broken = open.find((pod) => !isInService(pod) && this.#isBroken(pod));
+    if (broken) return broken;
+    if (this.#unavailable() >= maxUnavailable) return undefined;
+    return open.find(isInService);
+  }
+
+  /** One that is not ready for a moment would be kept out for longer. */
+  #isBroken(pod: KubernetesObject): boolean {
+    if (markOf(pod) !== undefined && !isGateOpen(pod)) return true;
+    const { settleMs, pods } = this.#options;
+    const now = performance.now();
+    const since = this.#outSince.get(uidOf(pod)) ?? now;
+    this.#outSince.set(uidOf(pod), since);
+    const leftMs = since + settleMs - now;
+    if (leftMs > 0)
+      this.#looking ??= setTimeout(() => {
+        this.#looking = undefined;
+        pods.poke();
+      }, leftMs);
+    return leftMs <= 0;
   }
 
   #unavailable(): number {
@@ -144,7 +172,8 @@ class Rolling {
     await prepare?.(pod, signal);
     const fresh = pods.get(uidOf(pod));
     const goal = fresh && goalOf(fresh);
-    if (goal) await exchange(this.#options, fresh, goal, signal);
+    const exchanged = goal && (await exchange(this.#options, fresh, goal, signal));
+    if (exchanged === "gone") this.#left.add(uidOf(pod));
   }
 
   #end(failure: PullError): void {
@@ -153,8 +182,10 @@ class Rolling {
   }
 }
 
-/** What is not ready first, then the last ones first, as a StatefulSet's own updates have it. */
+const collator = new Intl.Collator("en", { numeric: true });
+
+/** What is not in service first, then the last ones first, as a StatefulSet's own updates have it. */
 export function inOrder(one: KubernetesObject, other: KubernetesObject): number {
   const readiness = Number(isInService(one)) - Number(isInService(other));
-  return readiness || other.metadata.name.localeCompare(one.metadata.name, "en", { numeric: true });
+  return readiness || collator.compare(other.metadata.name, one.metadata.name);
 }

@@ -5,7 +5,7 @@ import type { KubernetesObject } from "../cluster/cluster.ts";
 import { fieldsOf, numberOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import type { Goal } from "./exchange.ts";
-import type { Outcome, Plan } from "./inplace.ts";
+import { type Outcome, type Plan, usualPace } from "./inplace.ts";
 import {
   areEqual,
   differing,
@@ -16,6 +16,7 @@ import {
   isReady,
   isServing,
   markOf,
+  nodeOf,
   uidOf,
 } from "./pod.ts";
 import { type RollingOptions, roll } from "./rolling.ts";
@@ -70,10 +71,14 @@ async function upgradePods(work: Work, plan: Plan, touched: { template: boolean 
   return upgraded.size;
 }
 
-function goalFor({ request }: Work): (pod: KubernetesObject) => Goal | undefined {
+function goalFor({ request, workload }: Work): (pod: KubernetesObject) => Goal | undefined {
   const { images } = request;
-  const goal: Goal = { images, isBack: false, mustBeReady: true };
-  return (pod) => (differing(pod, images).length > 0 || isBegun(pod) ? goal : undefined);
+  const template = request.kind === "pod" ? undefined : templateOf(workload.object);
+  return (pod) => {
+    if (differing(pod, images).length === 0 && !isBegun(pod, template)) return undefined;
+    // What no node has yet starts with it, whenever that is.
+    return { images, isBack: false, mustBeReady: nodeOf(pod) !== undefined };
+  };
 }
 
 function rollingOf(work: Work, plan: Plan) {
@@ -87,6 +92,7 @@ function rollingOf(work: Work, plan: Plan) {
     timeoutMs: request.timeoutMs,
     minReadyMs: 1000 * minReadySeconds,
     told: options.told,
+    settleMs: (options.pace ?? usualPace).settleMs,
     maxUnavailable: plan.maxUnavailable ?? 1,
     replicas: () => replicasOf(currentOf(work)),
   };

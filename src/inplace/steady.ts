@@ -41,6 +41,16 @@ export class Steady {
     return await this.persist(async () => await this.#cluster.write(change, never), signal);
   }
 
+  async #change(change: Change, signal: AbortSignal): Promise<KubernetesObject> {
+    const never = new AbortController().signal;
+    const attempt = async (): Promise<KubernetesObject> => {
+      // Each time, since the API may have been away for longer than the lock is good for.
+      await this.ensure(signal);
+      return await this.#cluster.write(change, never);
+    };
+    return await this.persist(attempt, signal);
+  }
+
   /** Objects of which it is not known whether they were changed, as they are now; those that are gone are left out. */
   async unsure(signal: AbortSignal): Promise<readonly KubernetesObject[]> {
     const found: KubernetesObject[] = [];
@@ -68,14 +78,13 @@ export class Steady {
   ): Promise<KubernetesObject> {
     let object = seen;
     for (let attempt = 0; ; attempt++) {
-      await this.ensure(signal);
       const made = patchFor(object);
       if (made === undefined) return object;
       const { uid, resourceVersion } = object.metadata;
       const given = made.patch["metadata"] as object | undefined;
       const patch = { ...made.patch, metadata: { ...given, uid, resourceVersion } };
       try {
-        return await this.write({ kind: made.kind, path: `${path}${subresource}`, patch }, signal);
+        return await this.#change({ kind: made.kind, path: `${path}${subresource}`, patch }, signal);
       } catch (error) {
         const { code } = PullError.from(error);
         if (code === "unavailable" || code === "cancelled") this.#unsure.add(path);
@@ -92,6 +101,7 @@ export class Steady {
   async persist<Value>(attempt: () => Promise<Value>, signal: AbortSignal): Promise<Value> {
     let sinceMs: number | undefined;
     for (let times = 0; ; times++) {
+      let askedMs = 0;
       throwIfAborted(signal);
       try {
         return await attempt();
@@ -99,6 +109,7 @@ export class Steady {
         throwIfAborted(signal);
         const failure = PullError.from(error, "unavailable");
         if (!failure.temporary) throw failure;
+        askedMs = (failure.cause as { readonly retryAfterMs?: number } | undefined)?.retryAfterMs ?? 0;
         sinceMs ??= performance.now();
         const seconds = Math.round(this.#awayMs / 1000);
         if (performance.now() - sinceMs >= this.#awayMs)
@@ -110,8 +121,9 @@ export class Steady {
             },
           );
       }
-      const pause = Math.min(pauseMs.most, pauseMs.first * 2 ** times);
-      await sleep(pause * (0.5 + 0.5 * Math.random()), undefined, { signal }).catch(() => {});
+      const pause = Math.min(pauseMs.most, pauseMs.first * 2 ** times) * (0.5 + 0.5 * Math.random());
+      const longest = Math.max(pause, Math.min(askedMs, this.#awayMs));
+      await sleep(longest, undefined, { signal }).catch(() => {});
     }
   }
 }

@@ -28,7 +28,10 @@ export function troubleOf(pod: KubernetesObject, images: Images, firsts: Firsts)
     const said = message ? `${reason}: ${message}` : reason;
     const first = firsts.get(name) ?? { restarts, said };
     firsts.set(name, said === first.said ? first : { restarts: first.restarts, said: undefined });
-    const isNew = pulls.has(reason) ? message.includes(image) : starts.has(reason) && said !== first.said;
+    // In quotes, since one tag may be how another one begins.
+    const isNew = pulls.has(reason)
+      ? message.includes(`"${image}"`)
+      : starts.has(reason) && said !== first.said;
     if (isNew) return `container ${name} does not start: ${said}`;
     // The first restart is the exchange itself.
     const crashes = restarts - first.restarts - 1 + (isRunning || reason === "" ? 0 : 1);

@@ -3,17 +3,21 @@
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
 import { fieldsOf, wordOf } from "../cluster/fields.ts";
+import { PullError } from "../errors.ts";
 import { mustBeAllowed } from "./access.ts";
 import { strategyPatch, upgradeCloneSet } from "./cloneset.ts";
 import type { Outcome, Plan, PlannedPod, UpgradeOptions, UpgradeRequest } from "./inplace.ts";
 import {
   annotationOf,
   differing,
+  hasEnded,
   type Images,
+  imageFor,
   imagesOf,
   isBegun,
   isReady,
   isServing,
+  markOf,
   nodeOf,
   upgradeAnnotation,
 } from "./pod.ts";
@@ -61,9 +65,13 @@ export async function upgrade(
 
 function planFor(workload: Workload, request: UpgradeRequest, all: readonly KubernetesObject[]): Plan {
   const { images, kind, maxUnavailable, graceMs } = request;
-  const open = all.filter((pod) => differing(pod, images).length > 0 || isBegun(pod)).toSorted(inOrder);
+  const template = kind === "pod" ? undefined : templateOf(workload.object);
+  const open = all
+    .filter((pod) => differing(pod, images).length > 0 || isBegun(pod, template))
+    .toSorted(inOrder);
   const isOpenKruise = kind === "cloneset";
   mustHaveGates(open);
+  mustBeAlone(all, request, template);
   return {
     request,
     pods: open.map((pod) => plannedPod(pod, images)),
@@ -72,6 +80,21 @@ function planFor(workload: Workload, request: UpgradeRequest, all: readonly Kube
     graceMs: isOpenKruise ? undefined : (graceMs ?? usualGraceMs),
     changes: [...templateChanges(workload, images), ...strategyChanges(workload, request)],
   };
+}
+
+/** An upgrade of other containers that was broken off would be forgotten. Throws `unsupported`. */
+function mustBeAlone(all: readonly KubernetesObject[], { images }: UpgradeRequest, template: unknown): void {
+  for (const pod of all) {
+    const mark = markOf(pod);
+    if (mark === undefined || hasEnded(pod, mark, template)) continue;
+    const others = Object.keys(mark.to).filter((name) => imageFor(images, name) === undefined);
+    if (others.length === 0) continue;
+    const words = others.map((name) => `${name}=${mark.to[name]} (it was ${mark.from[name]})`).join(" ");
+    throw new PullError(
+      "unsupported",
+      `an upgrade of it was broken off, of ${words}: end it first, or undo it with the former image`,
+    );
+  }
 }
 
 function plannedPod(pod: KubernetesObject, images: Images): PlannedPod {

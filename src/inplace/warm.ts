@@ -12,6 +12,7 @@ import { allOrFirstFailure, Turns } from "./crowd.ts";
 import type { UpgradeEvent } from "./inplace.ts";
 import {
   annotationOf,
+  hasEnded,
   type Images,
   imagesOf,
   isReady,
@@ -30,6 +31,8 @@ export interface WarmingOptions {
   readonly pods: Watched;
   readonly pathOf: (pod: KubernetesObject) => string;
   readonly images: Images;
+  /** Of the workload, as it was when this began; undefined for a pod of nobody's. */
+  readonly template: unknown;
   /** Told apart from former ones by this. */
   readonly request: string;
   readonly isPrewarmed: boolean;
@@ -116,8 +119,10 @@ export class Warming {
 
   /** The mark, and what the node is to have; what stands there already is kept. */
   #patchFor(pod: KubernetesObject): Patch | undefined {
-    const { images, isPrewarmed, request } = this.#options;
-    const earlier = markOf(pod);
+    const { images, isPrewarmed, request, template } = this.#options;
+    const left = markOf(pod);
+    // One of an upgrade that has ended says nothing of this one, but what it added to what the node is to have.
+    const earlier = left && hasEnded(pod, left, template) ? undefined : left;
     const listed = namesIn(annotationOf(pod, prewarmAnnotation));
     const added = isPrewarmed ? Object.values(images).filter((image) => !listed.includes(image)) : [];
     const mark: Mark = {
@@ -126,7 +131,7 @@ export class Warming {
       to: images,
       before: { ...runningIn(pod, Object.keys(images)), ...earlier?.before },
       wasReady: earlier?.wasReady ?? isReady(pod),
-      prewarmed: [...new Set([...(earlier?.prewarmed ?? []), ...added])],
+      prewarmed: [...new Set([...(left?.prewarmed ?? []), ...added])],
     };
     const annotations = {
       [upgradeAnnotation]: JSON.stringify(mark),

@@ -9,6 +9,7 @@ import { type UpgradeOptions, type UpgradeRequest, usualPace } from "./inplace.t
 import { Lock } from "./lock.ts";
 import { annotationOf, uidOf, upgradeAnnotation } from "./pod.ts";
 import { Steady } from "./steady.ts";
+import { templateOf } from "./template.ts";
 import { unmarked, Warming } from "./warm.ts";
 import { Watched } from "./watched.ts";
 import { someOf, type Workload } from "./workload.ts";
@@ -81,6 +82,7 @@ export async function begin(
     pods,
     pathOf,
     images,
+    template: kind === "pod" ? undefined : templateOf(workload.object),
     request: randomBytes(8).toString("hex"),
     isPrewarmed,
     timeoutMs,

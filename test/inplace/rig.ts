@@ -36,7 +36,7 @@ const role = new URL("../../config/kubernetes/upgrade/role.yaml", import.meta.ur
 const roleRules = (parse(readFileSync(role, "utf8")) as { readonly rules: readonly Rule[] }).rules;
 
 /** Short, so that tests of what takes long do not. */
-export const quick: Pace = { awayMs: 1_500, answerMs: 3_000, lockMs: 2_000 };
+export const quick: Pace = { awayMs: 1_500, answerMs: 3_000, lockMs: 2_000, settleMs: 100 };
 
 const usual: UpgradeRequest = {
   kind: "statefulset",
