@@ -37,6 +37,7 @@ these once more on a cluster, so that recreation takes longer there. Nor is ther
 of these, or anything that takes time to stop or to start: a container is killed at once, another pod is made while the
 former one is still being stopped, and a container is ready as soon as it runs. --grace is 0 here; its time (10 s unless it
 is said) is added to both upgrades in place, and the former container runs on meanwhile.
+Hawser follows the pods of its node (prewarm.pods) wherever it takes part, so that it begins with a pod's image before kubelet.
 `;
 
 /** A pod's images: the same programs packed again, so that nothing but the base is there before. */
@@ -45,7 +46,7 @@ const formerRecipe: Recipe = { ...goLike, name: "former", config };
 const nextRecipe: Recipe = {
   ...formerRecipe,
   name: "next",
-  layers: goLike.layers.map((packages, index) => (index === 0 ? packages : [...packages, "hostname"])),
+  layers: goLike.layers.map((packages, index) => (index === 0 ? packages : packages.concat("hostname"))),
 };
 
 const program = fileURLToPath(new URL("../dist/main.js", import.meta.url));
