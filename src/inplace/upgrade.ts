@@ -5,8 +5,9 @@ import type { KubernetesObject } from "../cluster/cluster.ts";
 import { fieldsOf, wordOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import { mustBeAllowed } from "./access.ts";
-import { strategyPatch, upgradeCloneSet } from "./cloneset.ts";
+import { upgradeCloneSet } from "./cloneset.ts";
 import type { Outcome, Plan, PlannedPod, UpgradeOptions, UpgradeRequest } from "./inplace.ts";
+import { expectedOf, mustNotBeKept, strategyPatch } from "./kruise.ts";
 import {
   annotationOf,
   differing,
@@ -72,6 +73,7 @@ function planFor(workload: Workload, request: UpgradeRequest, all: readonly Kube
   const isOpenKruise = kind === "cloneset";
   mustHaveGates(open);
   mustBeAlone(all, request, template);
+  if (isOpenKruise) mustNotBeKept(workload.object, all);
   return {
     request,
     pods: open.map((pod) => plannedPod(pod, images)),
@@ -122,11 +124,16 @@ function templateChanges({ target, object }: Workload, images: Images): readonly
   );
 }
 
-function strategyChanges({ object }: Workload, request: UpgradeRequest): readonly string[] {
+function strategyChanges(workload: Workload, request: UpgradeRequest): readonly string[] {
   if (request.kind !== "cloneset") return [];
+  const { object } = workload;
   const now = fieldsOf(fieldsOf(object["spec"])["updateStrategy"]);
-  return Object.entries(strategyPatch(object, request)).flatMap(([key, value]) => {
-    const [before, after] = [now[key], value].map((one) => wordOf(one) ?? (JSON.stringify(one) || "unset"));
-    return before === after ? [] : [`spec.updateStrategy.${key}: ${before} -> ${after}`];
+  const changes = Object.entries(strategyPatch(object, request)).flatMap(([key, value]) => {
+    const [before, after] = [now[key], value].map((one) => wordOf(one) ?? JSON.stringify(one) ?? "unset");
+    const until = key === "type" ? "" : ", until it is upgraded";
+    return before === after ? [] : [`spec.updateStrategy.${key}: ${before} -> ${after}${until}`];
   });
+  const kept = replicasOf(workload) - expectedOf(object);
+  const partition = `spec.updateStrategy.partition keeps ${kept} of ${replicasOf(workload)} pods as they are`;
+  return [...changes, ...(kept > 0 ? [partition] : [])];
 }

@@ -33,7 +33,7 @@ export const pods = "/api/v1/pods";
 export const namespace = "shop";
 
 const role = new URL("../../config/kubernetes/upgrade/role.yaml", import.meta.url);
-const roleRules = (parse(readFileSync(role, "utf8")) as { readonly rules: readonly Rule[] }).rules;
+export const roleRules = (parse(readFileSync(role, "utf8")) as { readonly rules: readonly Rule[] }).rules;
 
 /** Short, so that tests of what takes long do not. */
 export const quick: Pace = { awayMs: 1_500, answerMs: 3_000, lockMs: 2_000, settleMs: 100 };
@@ -54,7 +54,7 @@ type Fetch = (image: string) => ImageReport | undefined;
 
 export type WorkloadKind = "statefulset" | "daemonset" | "cloneset";
 
-const collections: Readonly<Record<WorkloadKind, string>> = {
+export const collections: Readonly<Record<WorkloadKind, string>> = {
   statefulset: "/apis/apps/v1/statefulsets",
   daemonset: "/apis/apps/v1/daemonsets",
   cloneset: "/apis/apps.kruise.io/v1alpha1/clonesets",

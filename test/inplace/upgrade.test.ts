@@ -97,16 +97,14 @@ test("a CloneSet is told to exchange the images in place, within its own limits"
   expect(plan.changes).toEqual([
     "spec.template.spec.containers, app: app:1 -> app:2",
     "spec.updateStrategy.type: ReCreate -> InPlaceIfPossible",
-    "spec.updateStrategy.maxUnavailable: unset -> 2",
-    'spec.updateStrategy.inPlaceUpdateStrategy: unset -> {"gracePeriodSeconds":0}',
+    "spec.updateStrategy.maxUnavailable: unset -> 2, until it is upgraded",
+    'spec.updateStrategy.inPlaceUpdateStrategy: unset -> {"gracePeriodSeconds":0}, until it is upgraded',
   ]);
   const outcome = await rig.upgrade({ maxUnavailable: { count: 2 }, graceMs: 0 });
   expect(outcome).toEqual({ kind: "upgraded", pods: 4 });
   expect(identities()).toEqual(before);
   expect(rig.worst).toBeLessThanOrEqual(2);
-  expect(rig.workload).toMatchObject({
-    spec: { updateStrategy: { type: "InPlaceIfPossible", maxUnavailable: 2 } },
-  });
+  expect(rig.workload).toHaveProperty("spec.updateStrategy", { type: "InPlaceIfPossible" });
   expect(Object.keys(rig.workload?.metadata["annotations"] ?? {})).toEqual([]);
   expectImagesOfCloneSet("app:2");
 });
