@@ -65,6 +65,7 @@ async function main(argv: readonly string[], context: Context): Promise<number> 
     );
   }
   const command = await load();
+  outlivesReader = command.outlivesReader ?? false;
   if (args.includes("--help") || args.includes("-h")) {
     context.stdout(command.help);
     return 0;
@@ -100,9 +101,12 @@ function pipe(): Pipe | undefined {
   };
 }
 
+let outlivesReader = false;
+
 /** A reader that has gone (`hawser config show | head`) is no fault; a standard error that is broken can tell nobody. */
 function surviveBrokenOutput(): void {
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (outlivesReader) return;
     if (error.code !== "EPIPE") process.stderr.write(`hawser: cannot write: ${error.message}\n`);
     process.exit(1);
   });

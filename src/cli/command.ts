@@ -8,6 +8,8 @@ export interface Command {
   /** One line for the list of commands; none for what only Hawser itself starts. */
   readonly summary: string | undefined;
   readonly help: string;
+  /** What it has begun is worth more than who reads of it: it goes on when nobody does any more, and ends as it should. */
+  readonly outlivesReader?: boolean;
   readonly run: (args: readonly string[], context: Context) => Promise<number>;
 }
 

@@ -26,6 +26,7 @@ import { upgradeRelease } from "./install.ts";
 
 export const upgrade: Command = {
   name: "upgrade",
+  outlivesReader: true,
   summary: "give a workload's pods other images in place; or put this release in place of the installed one",
   help: `Usage: hawser upgrade KIND/NAME CONTAINER=IMAGE… [OPTIONS]
        hawser upgrade
@@ -46,6 +47,8 @@ Options:
                           own)
   --grace TIME            between a pod's being out of service and its container's end (default 10s; of a CloneSet its own)
   --timeout TIME          without any progress of a step that is a failure (default 10m)
+  --skip-unready          leave alone pods that are not ready, as on a node that is down; they count all the same, and get the
+                          image when they are made anew (StatefulSets and DaemonSets)
   --no-prewarm            do not wait for the images to be on the nodes
   --dry-run               check everything, print what would be done, and change nothing
   --json                  for programs: a JSON object a line, of the plan, of each event, and of the outcome
@@ -70,19 +73,24 @@ Exit codes: 0 upgraded, 1 refused, or failed with all as it was before, 2 usage,
       graceMs: timeOf("--grace", values.grace, "0s"),
       timeoutMs: timeOf("--timeout", values.timeout, "1s") ?? usualTimeoutMs,
       isPrewarmed: !(values["no-prewarm"] ?? false),
+      skipsUnready: values["skip-unready"] ?? false,
     };
     const [word, name] = wordsOf(target);
     const given = values.namespace === undefined ? undefined : wordOf("--namespace", values.namespace);
+    const interrupted = interruptionOf(context);
     const { isDry, isJson } = { isDry: values["dry-run"] ?? false, isJson: values.json ?? false };
     try {
       const kind = kindOf(word);
+      if (asked.skipsUnready && (kind === "cloneset" || kind === "pod"))
+        throw new UsageError(`--skip-unready is for a StatefulSet or a DaemonSet`);
       const kubeconfig = await kubeconfigFor(values.kubeconfig, values.context, context);
       const namespace = given ?? (await new Kubeconfig(kubeconfig).namespace()) ?? "default";
       const request: UpgradeRequest = { ...asked, kind, name, namespace };
-      return await run(request, kubeconfig, { isDry, isJson }, context);
+      return await run(request, kubeconfig, { isDry, isJson }, { ...context, interrupted });
     } catch (error) {
+      if (error instanceof UsageError) throw error;
       const { code, message } = PullError.from(error);
-      const why = context.interrupted.aborted ? "interrupted" : message;
+      const why = interrupted.aborted ? "interrupted" : message;
       if (isJson) context.stdout(`${JSON.stringify({ outcome: { kind: "refused", code, error: why } })}\n`);
       context.stderr(plainLine(`hawser: ${target} is not upgraded: ${why}`));
       return 1;
@@ -95,6 +103,7 @@ const optionsOfUpgrade = {
   "max-unavailable": { type: "string" },
   grace: { type: "string" },
   timeout: { type: "string" },
+  "skip-unready": { type: "boolean" },
   "no-prewarm": { type: "boolean" },
   "dry-run": { type: "boolean" },
   json: { type: "boolean" },
@@ -102,6 +111,13 @@ const optionsOfUpgrade = {
   context: { type: "string" },
 } as const;
 const usualTimeoutMs = 600_000;
+
+/** A terminal that is closed, or a connection that is lost, ends it as Ctrl-C does. */
+function interruptionOf({ interrupted, onSignal }: Context): AbortSignal {
+  const hangup = new AbortController();
+  onSignal("SIGHUP", () => hangup.abort());
+  return AbortSignal.any([interrupted, hangup.signal]);
+}
 
 interface Flags {
   readonly isDry: boolean;

@@ -13,6 +13,8 @@ interface Need {
   readonly resource: string;
   readonly subresource?: string;
   readonly verbs: readonly string[];
+  /** Of the workload itself alone: a role may name it. */
+  readonly isOwn?: boolean;
 }
 
 const always: readonly Need[] = [
@@ -26,20 +28,23 @@ const byKind: Readonly<Record<Kind, readonly Need[]>> = {
   pod: [ofStatus],
   statefulset: [
     ofStatus,
-    { group: "apps", resource: "statefulsets", verbs: ["get", "list", "watch", "patch"] },
+    revisions,
+    { group: "apps", resource: "statefulsets", isOwn: true, verbs: ["get", "list", "watch", "patch"] },
   ],
   daemonset: [
     ofStatus,
     revisions,
-    { group: "apps", resource: "daemonsets", verbs: ["get", "list", "watch", "patch"] },
+    { group: "apps", resource: "daemonsets", isOwn: true, verbs: ["get", "list", "watch", "patch"] },
   ],
-  cloneset: [{ group: "apps.kruise.io", resource: "clonesets", verbs: ["get", "list", "watch", "patch"] }],
+  cloneset: [
+    { group: "apps.kruise.io", resource: "clonesets", isOwn: true, verbs: ["get", "list", "watch", "patch"] },
+  ],
 };
 
 /** Throws `refused` with all that is missing. An API that does not say is taken to allow it. */
 export async function mustBeAllowed(
   cluster: Cluster,
-  { kind, namespace }: Target,
+  { kind, namespace, name: workload }: Target,
   signal: AbortSignal,
 ): Promise<void> {
   const asked = [...always, ...byKind[kind]].flatMap(({ verbs, ...need }) =>
@@ -50,8 +55,9 @@ export async function mustBeAllowed(
   // Node takes more than ten listeners for a leak.
   setMaxListeners(0, own);
   const answers = await Promise.all(
-    asked.map(async ({ group, resource, subresource, verb }) => {
-      const attributes = { namespace, verb, group, resource, ...(subresource && { subresource }) };
+    asked.map(async ({ group, resource, subresource, verb, isOwn }) => {
+      const only = { ...(subresource && { subresource }), ...(isOwn && { name: workload }) };
+      const attributes = { namespace, verb, group, resource, ...only };
       const name = subresource ? `${resource}/${subresource}` : resource;
       return (await turns.during(async () => await isAllowed(cluster, attributes, own)))
         ? []

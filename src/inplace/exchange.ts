@@ -38,6 +38,8 @@ export interface ExchangeOptions {
   readonly timeoutMs: number;
   /** So long has a pod to stay ready before it counts. */
   readonly minReadyMs: number;
+  /** Within so long kubelet tells of what it has seen. */
+  readonly settleMs: number;
   readonly told: (event: UpgradeEvent) => void;
 }
 
@@ -51,8 +53,6 @@ export interface Goal {
 
 /** Kubernetes' own, where a pod says nothing. */
 const usualTerminationSeconds = 30;
-/** Kubelet tells of a container's end so soon. */
-const toldMs = 5_000;
 
 /** What has ended one way or the other; a pod that goes meanwhile is its owner's affair. */
 export type Exchanged = "done" | "gone";
@@ -208,8 +208,9 @@ class Exchange implements Disposable {
   /** Whether a kubelet that does not say what it has seen would have told by now that it is stopping a container. */
   #isSettled(pod: KubernetesObject): boolean {
     if (this.#patchedMs === undefined || observed(pod) === "seen") return true;
+    const { settleMs } = this.#options;
     const { terminationGracePeriodSeconds } = fieldsOf(pod["spec"]);
-    const settledMs = 1000 * numberOf(terminationGracePeriodSeconds, usualTerminationSeconds) + toldMs;
+    const settledMs = 1000 * numberOf(terminationGracePeriodSeconds, usualTerminationSeconds) + settleMs;
     const leftMs = this.#patchedMs + settledMs - performance.now();
     if (leftMs <= 0) return true;
     this.#looking ??= setTimeout(() => this.#options.pods.poke(), leftMs);

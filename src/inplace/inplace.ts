@@ -33,6 +33,8 @@ export interface UpgradeRequest extends Target {
   readonly timeoutMs: number;
   /** The images are on the nodes before any pod is touched. */
   readonly isPrewarmed: boolean;
+  /** Pods that are out of service from the first are not touched, and still count; of no meaning for a CloneSet. */
+  readonly skipsUnready?: boolean;
 }
 
 /** Times that only tests have otherwise. */
@@ -43,7 +45,7 @@ export interface Pace {
   readonly answerMs: number;
   /** Who does not renew a lock for so long has it no more. */
   readonly lockMs: number;
-  /** A pod that is out of service for so long is taken for broken. */
+  /** Within so long kubelet tells of what it has seen, and a pod that is out of service for as long is taken for broken. */
   readonly settleMs: number;
 }
 

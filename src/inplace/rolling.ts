@@ -17,8 +17,6 @@ export interface RollingOptions extends ExchangeOptions {
   readonly replicas: () => number;
   /** What a pod is to come to; undefined where it has. */
   readonly goalOf: (pod: KubernetesObject) => Goal | undefined;
-  /** So long has a pod to be out of service before it is taken for broken. */
-  readonly settleMs: number;
   /** Before anything else is done with a pod; none where nothing is. */
   readonly prepare?: (pod: KubernetesObject, signal: AbortSignal) => Promise<void>;
   /** What fails ends all; or the others are gone on with, and it is left. */

@@ -5,25 +5,26 @@ import type { KubernetesObject } from "../cluster/cluster.ts";
 import { fieldsOf, numberOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import type { Goal } from "./exchange.ts";
-import { type Outcome, type Plan, usualPace } from "./inplace.ts";
+import { type Outcome, type Plan, type UpgradeRequest, usualPace } from "./inplace.ts";
 import {
   areEqual,
   differing,
   imagesOf,
   isBegun,
   isGateOpen,
-  isLeaving,
+  isInService,
   isReady,
   isServing,
   markOf,
   nodeOf,
   uidOf,
 } from "./pod.ts";
+import { labelPods } from "./revisions.ts";
 import { type RollingOptions, roll } from "./rolling.ts";
 import type { Patch } from "./steady.ts";
-import { labelOf, revisionOf, revisionPatch, templateOf, templatePatch } from "./template.ts";
+import { templateOf, templatePatch } from "./template.ts";
 import { currentOf, known, unmarkAll, type Work } from "./work.ts";
-import { replicasOf, someOf } from "./workload.ts";
+import { mustBeUpgradable, replicasOf, someOf } from "./workload.ts";
 
 /** Never throws; what has failed is in its outcome. */
 export async function rollOut(work: Work, plan: Plan): Promise<Outcome> {
@@ -31,7 +32,9 @@ export async function rollOut(work: Work, plan: Plan): Promise<Outcome> {
   try {
     await known(work);
     const pods = await upgradePods(work, plan, touched);
-    await unmarkAll(work, work.signal, () => true);
+    // From here on it is done, and nobody's interruption undoes it.
+    if (work.request.kind !== "pod") await labelPods(work);
+    await unmarkAll(work, work.lost, () => true);
     return { kind: "upgraded", pods };
   } catch (error) {
     return await rollBack(work, plan, PullError.from(error), touched.template);
@@ -58,8 +61,8 @@ async function upgradePods(work: Work, plan: Plan, touched: { template: boolean 
   await roll(rolling);
   if (kind === "pod") {
     const pod = pods.get(uidOf(workload.object));
-    if (pod === undefined || isLeaving(pod))
-      throw new PullError("not_found", `pod/${name} was deleted meanwhile`);
+    if (pod === undefined || !isServing(pod))
+      throw new PullError("not_found", `pod/${name} has ended or was deleted meanwhile`);
     return upgraded.size;
   }
   if (differing(templateOf(workload.object), request.images).length > 0) {
@@ -71,14 +74,30 @@ async function upgradePods(work: Work, plan: Plan, touched: { template: boolean 
   return upgraded.size;
 }
 
-function goalFor({ request, workload }: Work): (pod: KubernetesObject) => Goal | undefined {
+function goalFor({ request, workload, pods, options }: Work): (pod: KubernetesObject) => Goal | undefined {
   const { images } = request;
   const template = request.kind === "pod" ? undefined : templateOf(workload.object);
+  const skipped = pods.all.filter((pod) => isSkipped(pod, request, template));
+  const uids = new Set(skipped.map(uidOf));
+  if (skipped.length > 0) {
+    const text = `${someOf(skipped.map(({ metadata }) => metadata.name))} was not ready, and is left alone`;
+    options.told({ event: "note", text });
+  }
   return (pod) => {
+    if (uids.has(uidOf(pod))) return undefined;
     if (differing(pod, images).length === 0 && !isBegun(pod, template)) return undefined;
     // What no node has yet starts with it, whenever that is.
     return { images, isBack: false, mustBeReady: nodeOf(pod) !== undefined };
   };
+}
+
+/** Pods that nobody has taken out of service for an upgrade, and that are out of it. */
+export function isSkipped(
+  pod: KubernetesObject,
+  { skipsUnready }: UpgradeRequest,
+  template: unknown,
+): boolean {
+  return (skipsUnready ?? false) && isServing(pod) && !isInService(pod) && !isBegun(pod, template);
 }
 
 function rollingOf(work: Work, plan: Plan) {
@@ -100,39 +119,20 @@ function rollingOf(work: Work, plan: Plan) {
 
 async function bringInLine(work: Work): Promise<void> {
   const { options, workload, steady, request, signal } = work;
-  const before = await revisionOf(options.cluster, steady, workload, signal);
-  options.told({ event: "note", text: `the template of ${request.kind}/${request.name} is brought in line` });
+  const name = `${request.kind}/${request.name}`;
   const fresh = await steady.get(workload.path, signal);
+  if (uidOf(fresh) !== uidOf(workload.object))
+    throw new PullError("not_found", `${name} was deleted and made anew meanwhile`);
+  // It may have become one whose pods would be made anew by this.
+  mustBeUpgradable({ ...workload, object: fresh }, request.images);
   const others = foreignIn(fresh, work);
   if (others.length > 0) {
-    const text = `somebody has changed the template of ${request.kind}/${request.name} meanwhile (${others.join(", ")}): it is left so`;
+    const text = `somebody has changed the template of ${name} meanwhile (${others.join(", ")}): it is left so`;
     options.told({ event: "note", text });
     return;
   }
+  options.told({ event: "note", text: `the template of ${name} is brought in line` });
   await steady.amend(workload.path, fresh, (object) => templatePatch(object, request.images), signal);
-  const now = await revisionOf(options.cluster, steady, workload, signal);
-  if (before !== undefined && now !== undefined) return await labelPods(work, before, now);
-  const text = `the controller of ${request.kind}/${request.name} names no revision: its pods count as not updated`;
-  options.told({ event: "note", text });
-}
-
-/** Has the pods that were of the revision before count as those of the revision now. */
-async function labelPods(
-  { pods, request, options, steady, pathOf, signal }: Work,
-  before: string,
-  now: string,
-): Promise<void> {
-  const own = pods.all.filter((pod) => isServing(pod) && differing(pod, request.images).length === 0);
-  const others = own.filter((pod) => labelOf(pod) !== before && labelOf(pod) !== now);
-  if (others.length > 0) {
-    const names = someOf(others.map(({ metadata }) => metadata.name));
-    const text = `${names} differ from the template in more than images, and count as not updated`;
-    options.told({ event: "note", text });
-  }
-  for (const pod of own) {
-    const labelled = await steady.amend(pathOf(pod), pod, (one) => revisionPatch(one, before, now), signal);
-    pods.saw(labelled);
-  }
 }
 
 /** Whatever ended it, the way back ends only when the lock is lost. */
@@ -143,17 +143,17 @@ async function rollBack(
   isTemplateTouched: boolean,
 ): Promise<Outcome> {
   const { pods, lost, request, options, steady, workload } = work;
-  if (lost.aborted) return { kind: "left", failure, left: [`${request.kind}/${request.name}`] };
+  const name = `${request.kind}/${request.name}`;
+  if (lost.aborted) {
+    const out = pods.all.filter((pod) => isServing(pod) && markOf(pod) && !isInService(pod));
+    return { kind: "left", failure, left: [name, ...out.map(({ metadata }) => `pod ${metadata.name}`)] };
+  }
   options.told({ event: "failure", error: failure.message });
   pods.forgive();
   try {
     for (const object of await steady.unsure(lost)) pods.saw(object);
   } catch (error) {
-    return {
-      kind: "left",
-      failure,
-      left: [`${request.kind}/${request.name}: ${PullError.from(error).message}`],
-    };
+    return { kind: "left", failure, left: [`${name}: ${PullError.from(error).message}`] };
   }
   const isOurs = (pod: KubernetesObject): boolean => {
     const mark = markOf(pod);
@@ -169,9 +169,8 @@ async function rollBack(
   const touched = new Set(pods.all.filter((pod) => goalOf(pod) !== undefined).map(uidOf));
   const left: string[] = [];
   const leave = (pod: KubernetesObject, error: PullError): "go on" => {
-    const { name } = pod.metadata;
-    left.push(`pod ${name}: ${error.message}`);
-    options.told({ event: "pod", pod: name, step: "left", detail: error.message });
+    left.push(`pod ${pod.metadata.name}: ${error.message}`);
+    options.told({ event: "pod", pod: pod.metadata.name, step: "left", detail: error.message });
     return "go on";
   };
   try {
@@ -182,10 +181,13 @@ async function rollBack(
     await roll({ ...rollingOf(work, plan), goalOf, failed: leave, signal: lost });
   } catch (error) {
     const open = pods.all.filter((pod) => goalOf(pod) !== undefined).map(({ metadata }) => metadata.name);
-    const names = open.length > 0 ? `pods ${someOf(open)}` : `${request.kind}/${request.name}`;
+    const names = open.length > 0 ? `pods ${someOf(open)}` : name;
     left.push(`${names}: ${PullError.from(error).message}`);
   }
   await unmarkAll(work, lost, (pod) => isOurs(pod) && goalOf(pod) === undefined);
+  // Nobody makes it anew.
+  const bare = request.kind === "pod" ? pods.get(uidOf(workload.object)) : undefined;
+  if (request.kind === "pod" && !(bare && isServing(bare))) left.push(`${name}: it has ended, or is gone`);
   if (left.length > 0) return { kind: "left", failure, left };
   return { kind: "rolled back", failure, pods: touched.size };
 }

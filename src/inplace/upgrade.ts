@@ -23,7 +23,7 @@ import {
   upgradeAnnotation,
 } from "./pod.ts";
 import { inOrder } from "./rolling.ts";
-import { rollOut } from "./rollout.ts";
+import { isSkipped, rollOut } from "./rollout.ts";
 import { templateOf } from "./template.ts";
 import { begin, known } from "./work.ts";
 import { mustBeUpgradable, mustHaveGates, readWorkload, replicasOf, type Workload } from "./workload.ts";
@@ -69,6 +69,7 @@ function planFor(workload: Workload, request: UpgradeRequest, all: readonly Kube
   const template = kind === "pod" ? undefined : templateOf(workload.object);
   const open = all
     .filter((pod) => differing(pod, images).length > 0 || isBegun(pod, template))
+    .filter((pod) => !isSkipped(pod, request, template))
     .toSorted(inOrder);
   const isOpenKruise = kind === "cloneset";
   mustHaveGates(open);
@@ -129,7 +130,9 @@ function strategyChanges(workload: Workload, request: UpgradeRequest): readonly 
   const { object } = workload;
   const now = fieldsOf(fieldsOf(object["spec"])["updateStrategy"]);
   const changes = Object.entries(strategyPatch(object, request)).flatMap(([key, value]) => {
-    const [before, after] = [now[key], value].map((one) => wordOf(one) ?? JSON.stringify(one) ?? "unset");
+    const [before, after] = [now[key], value].map((one) =>
+      one === undefined ? "unset" : (wordOf(one) ?? JSON.stringify(one)),
+    );
     const until = key === "type" ? "" : ", until it is upgraded";
     return before === after ? [] : [`spec.updateStrategy.${key}: ${before} -> ${after}${until}`];
   });

@@ -114,16 +114,27 @@ function mustHave(name: string, template: unknown, where: string): void {
 
 function mustBeBare(pod: KubernetesObject): void {
   const { name } = pod.metadata;
+  if (annotationOf(pod, mirrorAnnotation) !== undefined)
+    throw new PullError("unsupported", `pod/${name} is a static pod: change its manifest on its node`);
   const owner = controllerOf(pod);
   if (owner) {
     const kind = owner.kind.toLowerCase();
-    const isOurs = kind === "statefulset" || kind === "daemonset" || kind === "cloneset";
-    const help = isOurs ? `upgrade ${kind}/${owner.name}` : `a ${owner.kind} cannot be upgraded in place`;
+    const group = owner.apiVersion.split("/")[0];
+    const isOurs =
+      (group === "apps" && (kind === "statefulset" || kind === "daemonset")) ||
+      (group === "apps.kruise.io" && kind === "cloneset");
+    const help = isOurs
+      ? `upgrade ${kind}/${owner.name}`
+      : `${owner.apiVersion} ${owner.kind} cannot be upgraded in place`;
     throw new PullError("unsupported", `pod/${name} belongs to ${kind}/${owner.name}: ${help}`);
   }
-  if (annotationOf(pod, mirrorAnnotation) !== undefined)
-    throw new PullError("unsupported", `pod/${name} is a static pod: change its manifest on its node`);
   if (isOver(pod)) throw new PullError("unsupported", `pod/${name} has ended: make it anew`);
+  const policy = wordOf(fieldsOf(pod["spec"])["restartPolicy"]) ?? "Always";
+  if (policy !== "Always")
+    throw new PullError(
+      "unsupported",
+      `pod/${name} has restartPolicy ${policy}: it would end for good if its next container did not start at once`,
+    );
   if (isLeaving(pod)) throw new PullError("unsupported", `pod/${name} is being deleted`);
 }
 

@@ -340,6 +340,28 @@ test("Ctrl-C rolls back", async () => {
   expectClean();
 });
 
+test.each(["SIGHUP", "a reader that is gone"])("%s in the middle leaves nothing half done", async (what) => {
+  const [former, next] = [makeImage(), makeImage()];
+  await run("statefulset", former);
+  const { child, over } = start(["statefulset/web", `app=${next.reference}`, "--grace", "1s", "--json"]);
+  let [said, isDone] = ["", false];
+  child.stdout.on("data", (chunk: Buffer) => {
+    said += chunk.toString();
+    if (!said.includes("leaving service") || isDone) return;
+    isDone = true;
+    if (what === "SIGHUP") child.kill("SIGHUP");
+    else child.stdout.destroy();
+  });
+  const { status } = await over.catch(async () => ({
+    status: child.exitCode ?? ((await once(child, "exit"))[0] as number),
+  }));
+  const [code, image] = what === "SIGHUP" ? [1, former] : [0, next];
+  expect(status).toBe(code);
+  await eventually(async () => expect(await Promise.resolve(unready())).toEqual([]), "all pods ready");
+  expect(running()).toEqual(new Set([imageIDOf(image)]));
+  expectClean();
+});
+
 test("an API that forbids everything half way: what is left is named, and the same command goes on", async () => {
   const [former, next] = [makeImage(), makeImage()];
   await run("statefulset", former);

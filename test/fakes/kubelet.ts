@@ -37,6 +37,10 @@ export class FakeKubelet implements AsyncDisposable {
   readonly nodeName: string;
   /** What it did, in order: "Pulling web-0/app: IMAGE", "Started web-0/app", "Killing web-0/app: ...". */
   readonly events: string[] = [];
+  /** Says which version of a pod it has seen, as kubelets do since 1.34. */
+  tellsGeneration = true;
+  /** A container whose image is exchanged takes so long to end. */
+  stopMs = 0;
   /** What containers of an image do. */
   behave: (image: string) => ContainerBehaviour | undefined = () => undefined;
   readonly #host: Host;
@@ -55,6 +59,8 @@ export class FakeKubelet implements AsyncDisposable {
     this.#host = {
       api,
       images: images instanceof CriClient ? new CriImages(images) : new MemoryImages(images),
+      tellsGeneration: () => this.tellsGeneration,
+      stopMs: () => this.stopMs,
       behaviourOf: (image) => this.behave(image) ?? {},
       holdsReadiness: () => this.#isReadinessHeld,
       untilResumed: async () => await this.#resumed,

@@ -87,7 +87,9 @@ test("pods that differ from the template in more than images are told, and not s
   }, "a new revision");
   expect(await rig.upgrade()).toMatchObject({ kind: "upgraded" });
   expect(rig.workload?.["status"]).toMatchObject({ updatedReplicas: 0 });
-  expect(rig.steps).toContain("web-0, web-1 differ from the template in more than images");
+  expect(rig.steps).toContain(
+    "web-0, web-1 differ from the template of statefulset/web in more than these images",
+  );
 });
 
 test("a CloneSet is told to exchange the images in place, within its own limits", async () => {
@@ -373,7 +375,9 @@ test("a pod that is deleted meanwhile comes back and is upgraded as well; one th
     if (event.event === "pod" && event.step === "restarting") rig.api.remove(pods, "web", namespace);
   };
   const outcome = await rig.upgrade();
-  expect(outcome.kind === "upgraded" ? "" : outcome.failure.message).toBe("pod/web was deleted meanwhile");
+  expect(outcome.kind === "upgraded" ? "" : outcome.failure.message).toBe(
+    "pod/web has ended or was deleted meanwhile",
+  );
 });
 
 test("a workload that is scaled meanwhile: fewer pods are enough, and new ones are upgraded as well", async () => {

@@ -2,6 +2,7 @@
 // it as it was: a container that was stopped because its image is exchanged is told as running until the pull is over, as
 // it is by a real kubelet. Each round that did something is followed by another.
 
+import { setTimeout as sleep } from "node:timers/promises";
 import type { FakeApi } from "../api.ts";
 import { type ContainerBehaviour, PodContainer } from "./container.ts";
 import type { Containers, Images, NodeImage } from "./node.ts";
@@ -19,6 +20,8 @@ export interface Host {
   readonly images: Images;
   behaviourOf(image: string): ContainerBehaviour;
   holdsReadiness(): boolean;
+  tellsGeneration(): boolean;
+  stopMs(): number;
   /** Resolves when the kubelet is not paused. */
   untilResumed(): Promise<void>;
   record(event: string): void;
@@ -135,7 +138,10 @@ export class PodWorker {
       const { initContainers = [], containers = [] } = specOf(pod);
       const statuses = (specs: readonly ContainerSpec[]) =>
         specs.map((spec) => this.#containerOf(spec).statusFor(spec));
-      return withStatus(pod, statuses(initContainers), statuses(containers));
+      const told = withStatus(pod, statuses(initContainers), statuses(containers));
+      if (this.#host.tellsGeneration()) return told;
+      const { observedGeneration: _, ...status } = told["status"] as Record<string, unknown>;
+      return { ...told, status };
     });
     return written && this.#isOf(written) ? written : undefined;
   }
@@ -155,6 +161,7 @@ export class PodWorker {
     if (container.id === undefined) return;
     const why = `Container ${spec.name} definition changed, will be restarted`;
     this.#host.record(`Killing ${this.#name}/${spec.name}: ${why}`);
+    await sleep(this.#host.stopMs(), undefined, { signal: this.#abort.signal });
     await this.#runtime.stop(container.id);
     container.ended(killedCode);
     this.#isDirty = true;
