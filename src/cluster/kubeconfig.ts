@@ -238,15 +238,16 @@ function parseJson(text: string): unknown {
   }
 }
 
-/** With no word of what stands in it. */
+/** Throws with no word of what stands in it. */
 function parsed(text: string): unknown {
+  let where = "";
   try {
     return parse(text);
   } catch (error) {
     const { linePos } = error as { readonly linePos?: readonly { readonly line: number }[] };
-    const where = linePos?.[0] ? ` (line ${linePos[0].line})` : "";
-    throw new Error(`it cannot be read as YAML${where}`);
+    if (linePos?.[0]) where = ` (line ${linePos[0].line})`;
   }
+  throw new Error(`it cannot be read as YAML${where}`);
 }
 
 interface Document {

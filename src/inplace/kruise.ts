@@ -161,7 +161,7 @@ export function mustNotBeKept(object: KubernetesObject, pods: readonly Kubernete
     );
 }
 
-export function strategyOf(object: KubernetesObject): Fields {
+function strategyOf(object: KubernetesObject): Fields {
   return fieldsOf(fieldsOf(object["spec"])["updateStrategy"]);
 }
 
