@@ -90,6 +90,8 @@ export class Steady {
         if (code === "unavailable" || code === "cancelled") this.#unsure.add(path);
         if (code !== "conflict" || attempt >= conflictsMax) throw error;
       }
+      // It may have been the lock that is another's by now.
+      await this.ensure(signal);
       const fresh = await this.get(path, signal);
       if (uidOf(fresh) !== uidOf(seen))
         throw new PullError("not_found", `${seen.metadata.name} was replaced`);
