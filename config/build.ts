@@ -5,6 +5,7 @@
 // what is beside them. It never shortens names: stack traces and profiles stay readable. It checks no types: "npm run check"
 // does.
 
+import { chmod, mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build, type Plugin, stop } from "esbuild";
@@ -72,4 +73,28 @@ export async function buildProgram(
 
 const packageOf = /^.*node_modules\/(?:@[^/]+\/)?[^/]+/;
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await buildProgram(join(root, "dist"));
+/** What is begun with, which loads the others. */
+const starts: readonly string[] = Object.keys(entries).map((name) => `${name}.js`);
+
+/**
+ * Puts what is built in the place of what was there before, file by file, and what begins it last: whoever starts the program
+ * meanwhile finds one or the other, and all of it where nothing has changed.
+ */
+async function replaceProgram(place: string): Promise<void> {
+  const next = await mkdtemp(`${place}.next-`);
+  try {
+    await buildProgram(next);
+    await mkdir(place, { recursive: true });
+    const names = (await readdir(next)).toSorted(
+      (one, other) => Number(starts.includes(one)) - Number(starts.includes(other)),
+    );
+    await chmod(join(next, "main.js"), 0o755);
+    for (const name of names) await rename(join(next, name), join(place, name));
+    const former = (await readdir(place)).filter((name) => !names.includes(name));
+    for (const name of former) await rm(join(place, name), { recursive: true });
+  } finally {
+    await rm(next, { recursive: true, force: true });
+  }
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await replaceProgram(join(root, "dist"));

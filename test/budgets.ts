@@ -23,6 +23,11 @@ const budgets: readonly Budget[] = [
     files:
       /\/registry\/|\/pull\/\w+\.int|\/e2e\/(?:faults|containerd|crash|disk|concurrency|hostile|registries|asking|refusals|profiles)\.int/,
   },
+  {
+    name: "the cluster",
+    secondsMax: 360,
+    files: /\/(?:inplace|cluster|prewarm)\/|\/e2e\/(?:upgrade|pods|kruise|kubelet|prewarm)\.int/,
+  },
   { name: "all else", secondsMax: 720, files: /./ },
 ];
 

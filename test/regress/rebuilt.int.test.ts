@@ -1,0 +1,34 @@
+// The program is built anew while somebody starts it, as a test of the quick start does beside others: it was away for as long
+// as that took, and whoever started it then found nothing.
+
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { fileURLToPath } from "node:url";
+import { expect, test } from "vitest";
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+
+test("a program that is built anew can be started all the while", async () => {
+  const build = spawn("npm", ["run", "--silent", "build"], { cwd: root, stdio: "inherit" });
+  const over = once(build, "exit");
+  const failures: string[] = [];
+  let [starts, isOver] = [0, false];
+  void over.then(() => {
+    isOver = true;
+  });
+  while (!isOver) {
+    const { status, stderr } = spawnSync(process.execPath, ["dist/main.js", "version"], {
+      cwd: root,
+      encoding: "utf8",
+    });
+    starts += 1;
+    if (status !== 0) failures.push(stderr);
+    // Events of the build's come in between.
+    await new Promise<void>((resolve) => {
+      setImmediate(resolve);
+    });
+  }
+  expect(await over).toEqual([0, null]);
+  expect(failures).toEqual([]);
+  expect(starts).toBeGreaterThan(1);
+});
