@@ -4,20 +4,12 @@
 // else has changed meanwhile is left so.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
-import { type Fields, fieldsOf, numberOf, wordOf } from "../cluster/fields.ts";
+import { type Fields, fieldsOf, numberOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import type { UpgradeRequest } from "./inplace.ts";
-import {
-  annotationOf,
-  areEqual,
-  differing,
-  type Images,
-  imageFor,
-  imagesOf,
-  upgradeAnnotation,
-} from "./pod.ts";
+import { annotationOf, areEqual, differing, type Images, imagesOf, upgradeAnnotation } from "./pod.ts";
 import type { Patch } from "./steady.ts";
-import { labelOf, templateOf } from "./template.ts";
+import { labelOf, listsWith, templateOf } from "./template.ts";
 
 /** What stood in a CloneSet before; null for what did not. */
 export interface Former {
@@ -109,17 +101,7 @@ export function unmarkedPatch(object: KubernetesObject): Patch | undefined {
 
 /** Lists of containers are replaced as wholes, since the API knows no keys of a CloneSet's. */
 function templateWith(object: KubernetesObject, images: Images): object {
-  const spec = fieldsOf(fieldsOf(templateOf(object))["spec"]);
-  const lists = ["containers", "initContainers"].flatMap((list) => {
-    const all = spec[list];
-    if (!Array.isArray(all)) return [];
-    const changed = (all as readonly Fields[]).map((container) => {
-      const image = imageFor(images, wordOf(container["name"]) ?? "");
-      return image === undefined ? container : Object.assign({}, container, { image });
-    });
-    return [[list, changed]];
-  });
-  return { spec: Object.fromEntries(lists) as object };
+  return { spec: listsWith(fieldsOf(templateOf(object))["spec"], images) };
 }
 
 /** OpenKruise has done all that the CloneSet as it is asks for. */

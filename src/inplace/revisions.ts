@@ -8,9 +8,9 @@ import { isDeepStrictEqual } from "node:util";
 import type { KubernetesObject } from "../cluster/cluster.ts";
 import { type Fields, fieldsOf, numberOf, wordOf } from "../cluster/fields.ts";
 import { PullError, throwIfAborted } from "../errors.ts";
-import { controllerOf, differing, type Images, imageFor, isServing, uidOf } from "./pod.ts";
+import { controllerOf, differing, type Images, isServing, uidOf } from "./pod.ts";
 import type { Patch } from "./steady.ts";
-import { labelOf, revisionLabel, templateOf } from "./template.ts";
+import { labelOf, listsWith, revisionLabel, templateOf } from "./template.ts";
 import type { Work } from "./work.ts";
 import { someOf } from "./workload.ts";
 
@@ -97,15 +97,5 @@ async function observed({ workload, steady, lost }: Work): Promise<KubernetesObj
 function withImages(revision: KubernetesObject, images: Images): Fields {
   const template = fieldsOf(fieldsOf(fieldsOf(revision["data"])["spec"])["template"]);
   const spec = fieldsOf(template["spec"]);
-  const lists = ["containers", "initContainers"].flatMap((list) => {
-    const all = spec[list];
-    if (!Array.isArray(all)) return [];
-    const changed = all.map((one: unknown) => {
-      const container = fieldsOf(one);
-      const image = imageFor(images, wordOf(container["name"]) ?? "");
-      return image === undefined ? container : Object.assign({}, container, { image });
-    });
-    return [[list, changed] as const];
-  });
-  return { ...template, spec: { ...spec, ...Object.fromEntries(lists) } };
+  return { ...template, spec: { ...spec, ...listsWith(spec, images) } };
 }

@@ -1,8 +1,8 @@
 // The template of a workload: read, and given images.
 
 import type { KubernetesObject } from "../cluster/cluster.ts";
-import { fieldsOf, wordOf } from "../cluster/fields.ts";
-import { type Images, specPatch } from "./pod.ts";
+import { type Fields, fieldsOf, listOf, wordOf } from "../cluster/fields.ts";
+import { type Images, imageFor, specPatch } from "./pod.ts";
 import type { Patch } from "./steady.ts";
 
 /** Which of a workload's revisions a pod is of. */
@@ -16,6 +16,20 @@ export function templateOf(object: KubernetesObject): unknown {
 export function templatePatch(object: KubernetesObject, images: Images): Patch | undefined {
   const spec = specPatch(templateOf(object), images);
   return spec && { kind: "strategic", patch: { spec: { template: { spec } } } };
+}
+
+/** The lists of containers of a spec, as they are but for these images. */
+export function listsWith(spec: unknown, images: Images): Fields {
+  const lists = ["containers", "initContainers"].flatMap((list) => {
+    const all = fieldsOf(spec)[list];
+    if (!Array.isArray(all)) return [];
+    const changed = listOf(all).map((container) => {
+      const image = imageFor(images, wordOf(container["name"]) ?? "");
+      return image === undefined ? container : Object.assign({}, container, { image });
+    });
+    return [[list, changed] as const];
+  });
+  return Object.fromEntries(lists);
 }
 
 export function labelOf({ metadata }: KubernetesObject): string | undefined {
