@@ -74,7 +74,7 @@ export async function buildProgram(
 const packageOf = /^.*node_modules\/(?:@[^/]+\/)?[^/]+/;
 
 /** What is begun with, which loads the others. */
-const starts: readonly string[] = Object.keys(entries).map((name) => `${name}.js`);
+const starts: ReadonlySet<string> = new Set(Object.keys(entries).map((name) => `${name}.js`));
 
 /**
  * Puts what is built in the place of what was there before, file by file, and what begins it last: whoever starts the program
@@ -86,7 +86,7 @@ async function replaceProgram(place: string): Promise<void> {
     await buildProgram(next);
     await mkdir(place, { recursive: true });
     const names = (await readdir(next)).toSorted(
-      (one, other) => Number(starts.includes(one)) - Number(starts.includes(other)),
+      (one, other) => Number(starts.has(one)) - Number(starts.has(other)),
     );
     await chmod(join(next, "main.js"), 0o755);
     for (const name of names) await rename(join(next, name), join(place, name));
