@@ -154,8 +154,14 @@ test("a pod that is out of service for a moment is not kept out", async () => {
   rig.onEvent = (event) => {
     if (event.event !== "pod" || event.step !== "warm" || isBlinking) return;
     isBlinking = true;
+    // It would say otherwise at once.
+    const [kubelet] = rig.kubelets;
+    kubelet?.pause();
     ready("web-0", "False");
-    setTimeout(() => ready("web-0", "True"), 300);
+    setTimeout(() => {
+      ready("web-0", "True");
+      kubelet?.resume();
+    }, 300);
   };
   const request = { maxUnavailable: { count: 2 } };
   expect(await rig.upgrade(request, never, { ...quick, settleMs: 2_000 })).toMatchObject({
