@@ -86,10 +86,14 @@ export class Warming {
     const { pods, images, request, timeoutMs, answerMs, told } = this.#options;
     const wanted = [...new Set(Object.values(images))];
     let said = "";
+    let seen: KubernetesObject | undefined;
     const find = (isAnswered: boolean) => (): true | undefined => {
       const pod = pods.get(uid);
       // Whether it had them is of no more interest.
       if (pod === undefined) return true;
+      // All of a crowd are asked whenever one of them changes.
+      if (pod === seen) return undefined;
+      seen = pod;
       const report = reportOn(pod);
       if (report?.request !== request) return undefined;
       if (isAnswered) return true;
@@ -104,6 +108,7 @@ export class Warming {
       `no Hawser on node ${node} has answered (pod ${name}): is one there that follows its pods (prewarm.pods = true)? ` +
       "Without: --no-prewarm. Nothing came";
     await pods.until(find(true), { otherwise, timeoutMs: Math.min(answerMs, timeoutMs), signal });
+    seen = undefined;
     const late = (): string => (said === "" ? "" : ` (${said})`);
     await pods
       .until(find(false), {
