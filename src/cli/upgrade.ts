@@ -226,11 +226,12 @@ function planText({ request, pods, podsInAll, maxUnavailable, graceMs, changes }
   return lines.map((line) => `${line}\n`).join("");
 }
 
-const kinds: Readonly<Record<Kind, readonly string[]>> = {
-  cloneset: ["cloneset", "clonesets", "clone", "cloneset.apps.kruise.io"],
-  statefulset: ["statefulset", "statefulsets", "sts", "statefulset.apps"],
-  daemonset: ["daemonset", "daemonsets", "ds", "daemonset.apps"],
-  pod: ["pod", "pods", "po"],
+/** With the short names that kubectl has, and the groups. */
+const kinds: Readonly<Record<Kind, RegExp>> = {
+  cloneset: /^(?:clonesets?|clone)(?:\.apps\.kruise\.io)?$/,
+  statefulset: /^(?:statefulsets?|sts)(?:\.apps)?$/,
+  daemonset: /^(?:daemonsets?|ds)(?:\.apps)?$/,
+  pod: /^(?:pods?|po)$/,
 };
 const others: Readonly<Record<string, string>> = {
   deployment:
@@ -255,7 +256,7 @@ function wordsOf(target: string): readonly [string, string] {
 
 /** Throws `unsupported` with what would help. */
 function kindOf(word: string): Kind {
-  const found = (Object.keys(kinds) as Kind[]).find((kind) => kinds[kind].includes(word));
+  const found = (Object.keys(kinds) as Kind[]).find((kind) => kinds[kind].test(word));
   if (found !== undefined) return found;
   const other = namesOfOthers[word] ?? word.replace(/s?(?:\.apps|\.batch)?$/, "");
   const why = others[other] ?? `KIND is one of ${Object.keys(kinds).join(", ")}`;
@@ -270,7 +271,7 @@ function imagesOf(words: readonly string[]): Readonly<Record<string, string>> {
     const [, container, image] = /^([a-z0-9-]+)=(.+)$/.exec(word) ?? [];
     if (container === undefined || image === undefined)
       throw new UsageError(`expected CONTAINER=IMAGE, not ${JSON.stringify(word)}`);
-    if (images[container] !== undefined) throw new UsageError(`${container} is given two images`);
+    if (Object.hasOwn(images, container)) throw new UsageError(`${container} is given two images`);
     try {
       parseReference(image);
     } catch (error) {

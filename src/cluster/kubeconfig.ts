@@ -11,7 +11,7 @@ import type { RequestOptions } from "node:https";
 import { dirname, resolve } from "node:path";
 import { promisify } from "node:util";
 import { parse } from "yaml";
-import { PullError } from "../errors.ts";
+import { PullError, whileNotAborted } from "../errors.ts";
 import { type Fields, fieldsOf, listOf, wordOf } from "./fields.ts";
 
 /** What node:https takes. */
@@ -147,22 +147,19 @@ export class Kubeconfig {
     const text = JSON.stringify([folder, plugin, cluster]);
     if (this.#granted?.text === text && this.#granted.untilMs - exec.earlyMs > now) return this.#granted;
     if (this.#granting?.text !== text) {
-      const promise = this.#run(folder, plugin, cluster, signal).finally(() => {
+      // Whoever else waits for it is not to miss it because the first one went away.
+      const promise = this.#run(folder, plugin, cluster).finally(() => {
         this.#granting = undefined;
       });
       this.#granting = { text, promise };
     }
-    const granted = await this.#granting.promise;
+    const { promise } = this.#granting;
+    const granted = await (signal ? whileNotAborted(promise, signal) : promise);
     this.#granted = { text, ...granted };
     return granted;
   }
 
-  async #run(
-    folder: string,
-    plugin: Fields,
-    cluster: Fields,
-    signal: AbortSignal | undefined,
-  ): Promise<Granted> {
+  async #run(folder: string, plugin: Fields, cluster: Fields): Promise<Granted> {
     const command = wordOf(plugin["command"]);
     if (command === undefined) throw new Error("its exec names no command");
     const apiVersion = wordOf(plugin["apiVersion"]) ?? "client.authentication.k8s.io/v1";
@@ -184,7 +181,6 @@ export class Kubeconfig {
         },
         timeout: exec.timeoutMs,
         maxBuffer: exec.bytesMax,
-        ...(signal && { signal }),
       },
     ).catch((error: NodeJS.ErrnoException & { readonly stderr?: string }) => {
       // What it printed may be what nobody is to see; what it has to say to a person it says on its standard error.

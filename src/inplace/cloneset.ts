@@ -47,14 +47,22 @@ export async function upgradeCloneSet(work: Work): Promise<Outcome> {
   return { kind: "upgraded", pods: pods.all.filter(isUpgraded).length };
 }
 
-/** What was written for the upgrade itself goes; what fails of that is told, and fails nothing. */
-async function unmark(work: Work): Promise<void> {
+/** What was written for the upgrade itself goes; returns what of the CloneSet stays otherwise than it was, if that fails. */
+async function unmark(work: Work): Promise<string | undefined> {
   await unmarkAll(work, work.lost, () => true);
+  let fields: readonly string[] = [];
+  const patchFor = (object: KubernetesObject): Patch | undefined => {
+    fields = Object.keys(formerOf(object)?.strategy ?? {}).map((key) => `spec.updateStrategy.${key}`);
+    return unmarkedPatch(object);
+  };
   try {
-    await patch(work, unmarkedPatch, work.lost);
+    await patch(work, patchFor, work.lost);
+    return undefined;
   } catch (error) {
-    const text = `an annotation of Hawser stays on it: ${PullError.from(error).message}`;
+    const what = ["an annotation of Hawser", ...fields].join(", ");
+    const text = `not as it was: ${what}: ${PullError.from(error).message}`;
     work.options.told({ event: "note", text });
+    return fields.length > 0 ? text : undefined;
   }
 }
 
@@ -67,7 +75,8 @@ async function rollBack(work: Work, failure: PullError, isTouched: boolean): Pro
   try {
     for (const object of await work.steady.unsure(lost)) pods.saw(object);
     const count = isTouched ? await goBack(work) : 0;
-    await unmark(work);
+    const stays = await unmark(work);
+    if (stays !== undefined) return { kind: "left", failure, left: [`${name}: ${stays}`] };
     return { kind: "rolled back", failure, pods: count };
   } catch (error) {
     const { code, message } = PullError.from(error);

@@ -82,7 +82,9 @@ class Exchange implements Disposable {
   readonly #name: string;
   readonly #first: KubernetesObject;
   readonly #names: readonly string[];
-  /** When it got its images from us. */
+  /** Containers that get their images from us. */
+  readonly #differed = new Set<string>();
+  /** When they got them. */
   #patchedMs: number | undefined;
   #looking: NodeJS.Timeout | undefined;
 
@@ -146,6 +148,7 @@ class Exchange implements Disposable {
     const patchFor = (pod: KubernetesObject): Patch | undefined => {
       const patch = imagesPatch(pod, this.#goal.images);
       if (patch) before = runningIn(pod, this.#names);
+      for (const { name } of differing(pod, this.#goal.images)) this.#differed.add(name);
       return patch;
     };
     const patched = await steady.amend(pathOf(this.#pod), this.#pod, patchFor, this.#signal);
@@ -176,12 +179,18 @@ class Exchange implements Disposable {
 
   async #untilRunning(before: Mark["before"]): Promise<void> {
     const firsts: Firsts = new Map();
-    await this.#until((pod) => {
-      const trouble = troubleOf(pod, this.#goal.images, firsts);
-      if (trouble !== undefined) throw new PullError("unsupported", `pod ${this.#name}: ${trouble}`);
-      const isThere = this.#names.every((name) => this.#runs(pod, name, before[name]));
-      return (isThere && areContainersReady(pod)) || undefined;
-    }, "did not come to run the images");
+    await this.#until(
+      (pod) => {
+        const trouble = troubleOf(pod, this.#goal.images, firsts);
+        if (trouble !== undefined) throw new PullError("unsupported", `pod ${this.#name}: ${trouble}`);
+        const isThere = this.#names.every(
+          (name) => !this.#isExchanged(pod, name) || this.#runs(pod, name, before[name]),
+        );
+        return (isThere && areContainersReady(pod)) || undefined;
+      },
+      "did not come to run the images",
+      this.#patchedMs === undefined ? 0 : 2 * this.#settledMs(this.#pod),
+    );
   }
 
   /** Whether kubelet has exchanged the container, and it is ready. */
@@ -208,13 +217,24 @@ class Exchange implements Disposable {
   /** Whether a kubelet that does not say what it has seen would have told by now that it is stopping a container. */
   #isSettled(pod: KubernetesObject): boolean {
     if (this.#patchedMs === undefined || observed(pod) === "seen") return true;
-    const { settleMs } = this.#options;
-    const { terminationGracePeriodSeconds } = fieldsOf(pod["spec"]);
-    const settledMs = 1000 * numberOf(terminationGracePeriodSeconds, usualTerminationSeconds) + settleMs;
-    const leftMs = this.#patchedMs + settledMs - performance.now();
+    const leftMs = this.#patchedMs + this.#settledMs(pod) - performance.now();
     if (leftMs <= 0) return true;
-    this.#looking ??= setTimeout(() => this.#options.pods.poke(), leftMs);
+    this.#looking ??= setTimeout(() => {
+      this.#looking = undefined;
+      this.#options.pods.poke();
+    }, leftMs);
     return false;
+  }
+
+  #settledMs(pod: KubernetesObject): number {
+    const { terminationGracePeriodSeconds } = fieldsOf(pod["spec"]);
+    return 1000 * numberOf(terminationGracePeriodSeconds, usualTerminationSeconds) + this.#options.settleMs;
+  }
+
+  /** Others are named as well, and have had their images all the while. */
+  #isExchanged(pod: KubernetesObject, name: string): boolean {
+    const mark = markOf(pod);
+    return this.#differed.has(name) || (mark !== undefined && mark.from[name] !== mark.to[name]);
   }
 
   #digestOf(pod: KubernetesObject, image: string): string | undefined {
@@ -240,8 +260,15 @@ class Exchange implements Disposable {
     if (isBroken) throw new PullError("unsupported", `pod ${this.#name} did not stay ready`);
   }
 
-  async #until(find: (pod: KubernetesObject) => true | undefined, otherwise: string): Promise<void> {
-    const { pods, timeoutMs } = this.#options;
+  async #until(
+    find: (pod: KubernetesObject) => true | undefined,
+    otherwise: string,
+    leastMs = 0,
+  ): Promise<void> {
+    const { pods } = this.#options;
+    // Only where kubelet says nothing of what it has seen does it take as long as a container may take to end.
+    const isSilent = observed(this.#pod) === "unknown";
+    const timeoutMs = Math.max(this.#options.timeoutMs, isSilent ? leastMs : 0);
     const said = (): string => conditionOf(this.#pod, "Ready")?.message ?? "";
     await pods
       .until(

@@ -28,6 +28,8 @@ export function forwardPatch(object: KubernetesObject, request: UpgradeRequest):
   if (isThere && (left === undefined || areEqual(left.to, request.images))) return undefined;
   const strategy = strategyOf(object);
   const changed = strategyPatch(object, request);
+  // A way back that was broken off has taken it away.
+  const { partition } = left?.strategy ?? {};
   const former: Former = {
     images: { ...pick(imagesOf(templateOf(object)), request.images), ...earlier?.images },
     to: request.images,
@@ -37,7 +39,8 @@ export function forwardPatch(object: KubernetesObject, request: UpgradeRequest):
     },
   };
   const annotations = { [upgradeAnnotation]: JSON.stringify(former) };
-  const spec = { template: templateWith(object, request.images), updateStrategy: changed };
+  const updateStrategy = { ...changed, ...(partition !== undefined && { partition }) };
+  const spec = { template: templateWith(object, request.images), updateStrategy };
   return { kind: "merge", patch: { metadata: { annotations }, spec } };
 }
 
@@ -104,6 +107,14 @@ function templateWith(object: KubernetesObject, images: Images): object {
   return { spec: listsWith(fieldsOf(templateOf(object))["spec"], images) };
 }
 
+/** A CloneSet as it is when no way back is under way, which takes its partition away. */
+export function asMeant(object: KubernetesObject): KubernetesObject {
+  const { partition } = formerOf(object)?.strategy ?? {};
+  if (partition === undefined) return object;
+  const spec = fieldsOf(object["spec"]);
+  return { ...object, spec: { ...spec, updateStrategy: { ...strategyOf(object), partition } } };
+}
+
 /** OpenKruise has done all that the CloneSet as it is asks for. */
 export function isComplete(object: KubernetesObject): boolean {
   const { observedGeneration, updatedReplicas, updatedReadyReplicas } = fieldsOf(object["status"]);
@@ -139,7 +150,7 @@ export function mustNotBeKept(object: KubernetesObject, pods: readonly Kubernete
     throw new PullError(
       "unsupported",
       `the pods of cloneset/${name} are of ${revisions.size} revisions, kept so by spec.updateStrategy.partition: ` +
-        "end or undo that update first",
+        "lower the partition, or give its template the former image by hand, first",
     );
 }
 

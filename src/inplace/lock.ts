@@ -106,7 +106,11 @@ export class Lock implements AsyncDisposable {
       spec: { ...this.#spec(), acquireTime: microTime() },
     };
     try {
-      this.#held(await steady.write({ kind: "create", path: this.#collection, object: lease }, signal));
+      const askedMs = Date.now();
+      this.#held(
+        await steady.write({ kind: "create", path: this.#collection, object: lease }, signal),
+        askedMs,
+      );
     } catch (error) {
       if (PullError.from(error).code !== "exists") throw error;
       await this.#takeOver(signal);
@@ -118,10 +122,11 @@ export class Lock implements AsyncDisposable {
     const { steady, lifeMs, waits } = this.#options;
     const first = await this.#read(signal);
     const since = performance.now();
+    const beganMs = Date.now();
     for (let last = first; ; last = await this.#read(signal)) {
       if (last === undefined) return await this.#take(signal);
       const holder = holderOf(last);
-      if (holder === this.#identity) return this.#held(last);
+      if (holder === this.#identity) return this.#held(last, beganMs);
       if (last.metadata.resourceVersion !== first?.metadata.resourceVersion)
         throw new PullError("exists", `another upgrade of it goes on, by ${holder}: wait for its end`);
       if (performance.now() - since >= Math.max(lifeMs, lifeOf(last))) break;
@@ -130,14 +135,15 @@ export class Lock implements AsyncDisposable {
     }
     const { uid, resourceVersion } = first?.metadata ?? {};
     const patch = { metadata: { uid, resourceVersion }, spec: { ...this.#spec(), acquireTime: microTime() } };
+    const askedMs = Date.now();
     try {
-      this.#held(await steady.write({ kind: "merge", path: this.#path, patch }, signal));
+      this.#held(await steady.write({ kind: "merge", path: this.#path, patch }, signal), askedMs);
     } catch (error) {
       if (PullError.from(error).code !== "conflict") throw error;
       const now = await this.#read(signal);
       if (now === undefined || holderOf(now) !== this.#identity)
         throw new PullError("exists", "another upgrade of it has just begun: wait for its end");
-      this.#held(now);
+      this.#held(now, askedMs);
     }
   }
 
@@ -172,8 +178,9 @@ export class Lock implements AsyncDisposable {
     for (;;) {
       const { uid, resourceVersion } = this.#lease?.metadata ?? {};
       const patch = { metadata: { uid, resourceVersion }, spec: this.#spec() };
+      const askedMs = Date.now();
       try {
-        return this.#held(await steady.write({ kind: "merge", path: this.#path, patch }, signal));
+        return this.#held(await steady.write({ kind: "merge", path: this.#path, patch }, signal), askedMs);
       } catch (error) {
         const { code } = PullError.from(error);
         if (code !== "conflict" && code !== "not_found") throw error;
@@ -189,9 +196,10 @@ export class Lock implements AsyncDisposable {
     }
   }
 
-  #held(lease: KubernetesObject): void {
+  /** As of when that was asked for. */
+  #held(lease: KubernetesObject, askedMs: number): void {
     this.#lease = lease;
-    this.#renewedMs = Date.now();
+    this.#renewedMs = askedMs;
   }
 
   #spec(): object {

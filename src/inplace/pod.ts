@@ -246,7 +246,9 @@ export function hasEnded(pod: KubernetesObject, mark: Mark, template: unknown): 
 export function isBegun(pod: KubernetesObject, template: unknown): boolean {
   const mark = markOf(pod);
   if (mark === undefined || isInService(pod) || nodeOf(pod) === undefined) return false;
-  return !hasEnded(pod, mark, template);
+  // One that was only marked, and is out of service for reasons of its own, was not touched.
+  const isTouched = !isGateOpen(pod) || differing(pod, mark.from).length > 0;
+  return isTouched && !hasEnded(pod, mark, template);
 }
 
 export function areEqual(one: Images, other: Images): boolean {

@@ -65,7 +65,7 @@ class Rolling {
 
   /** Begins with what may be begun, and waits until that may be more; false once there is nothing left to do. */
   async #step(): Promise<boolean> {
-    const { pods, timeoutMs } = this.#options;
+    const { pods, timeoutMs, settleMs } = this.#options;
     const next = this.#next();
     if (next) {
       this.#begin(next);
@@ -76,7 +76,7 @@ class Rolling {
     const isChanged = pods.until(() => (this.#next() || this.#isDone() ? true : undefined), {
       otherwise: `no more pods may be taken out of service: ${this.#whyNot()}; nothing changed`,
       // Whoever is at a pod has a time of its own.
-      timeoutMs: this.#busy.size > 0 ? 2 ** 31 - 1 : timeoutMs,
+      timeoutMs: this.#busy.size > 0 ? 2 ** 31 - 1 : Math.max(timeoutMs, 2 * settleMs),
       signal: AbortSignal.any([this.#abort.signal, over.signal]),
     });
     try {

@@ -13,7 +13,6 @@ import {
   isBegun,
   isGateOpen,
   isInService,
-  isReady,
   isServing,
   markOf,
   nodeOf,
@@ -162,8 +161,8 @@ async function rollBack(
   const goalOf = (pod: KubernetesObject): Goal | undefined => {
     const mark = markOf(pod);
     if (!isOurs(pod) || mark === undefined) return undefined;
-    const isBack =
-      differing(pod, mark.from).length === 0 && isGateOpen(pod) && (isReady(pod) || !mark.wasReady);
+    // Whether it is ready then is its own affair, where this has not exchanged it.
+    const isBack = differing(pod, mark.from).length === 0 && isGateOpen(pod);
     return isBack ? undefined : { images: mark.from, isBack: true, mustBeReady: mark.wasReady };
   };
   const touched = new Set(pods.all.filter((pod) => goalOf(pod) !== undefined).map(uidOf));

@@ -6,8 +6,15 @@ import { fieldsOf, wordOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import { mustBeAllowed } from "./access.ts";
 import { upgradeCloneSet } from "./cloneset.ts";
-import type { Outcome, Plan, PlannedPod, UpgradeOptions, UpgradeRequest } from "./inplace.ts";
-import { expectedOf, mustNotBeKept, strategyPatch } from "./kruise.ts";
+import {
+  type Outcome,
+  type Plan,
+  type PlannedPod,
+  type UpgradeOptions,
+  type UpgradeRequest,
+  usualPace,
+} from "./inplace.ts";
+import { asMeant, expectedOf, mustNotBeKept, strategyPatch } from "./kruise.ts";
 import {
   annotationOf,
   differing,
@@ -24,6 +31,7 @@ import {
 } from "./pod.ts";
 import { inOrder } from "./rolling.ts";
 import { isSkipped, rollOut } from "./rollout.ts";
+import { Steady } from "./steady.ts";
 import { templateOf } from "./template.ts";
 import { begin, known } from "./work.ts";
 import { mustBeUpgradable, mustHaveGates, readWorkload, replicasOf, type Workload } from "./workload.ts";
@@ -39,10 +47,13 @@ export async function planUpgrade(
   request: UpgradeRequest,
   signal: AbortSignal,
 ): Promise<Plan> {
-  const workload = await readWorkload(options.cluster, request, signal);
+  const { cluster, pace = usualPace } = options;
+  const steady = new Steady(cluster, pace.awayMs);
+  const workload = await steady.persist(async () => await readWorkload(cluster, request, signal), signal);
   mustBeUpgradable(workload, request.images);
-  await mustBeAllowed(options.cluster, request, signal);
-  const pods = (await options.cluster.list(workload.collection, signal)).filter(workload.isOwn);
+  await steady.persist(async () => await mustBeAllowed(cluster, request, signal), signal);
+  const all = await steady.persist(async () => await cluster.list(workload.collection, signal), signal);
+  const pods = all.filter(workload.isOwn);
   return planFor(workload, request, pods.filter(isServing));
 }
 
@@ -52,11 +63,14 @@ export async function upgrade(
   request: UpgradeRequest,
   signal: AbortSignal,
 ): Promise<Outcome> {
-  const { cluster } = options;
-  const seen = await readWorkload(cluster, request, signal);
+  const { cluster, pace = usualPace } = options;
+  const steady = new Steady(cluster, pace.awayMs);
+  const read = async (): Promise<Workload> =>
+    await steady.persist(async () => await readWorkload(cluster, request, signal), signal);
+  const seen = await read();
   mustBeUpgradable(seen, request.images);
   await using work = await begin(options, request, seen, signal);
-  const workload = await readWorkload(cluster, request, signal);
+  const workload = await read();
   mustBeUpgradable(workload, request.images);
   await known(work);
   const plan = planFor(workload, request, work.pods.all.filter(isServing));
@@ -74,7 +88,7 @@ function planFor(workload: Workload, request: UpgradeRequest, all: readonly Kube
   const isOpenKruise = kind === "cloneset";
   mustHaveGates(open);
   mustBeAlone(all, request, template);
-  if (isOpenKruise) mustNotBeKept(workload.object, all);
+  if (isOpenKruise && differing(template, images).length > 0) mustNotBeKept(asMeant(workload.object), all);
   return {
     request,
     pods: open.map((pod) => plannedPod(pod, images)),
@@ -90,7 +104,9 @@ function mustBeAlone(all: readonly KubernetesObject[], { images }: UpgradeReques
   for (const pod of all) {
     const mark = markOf(pod);
     if (mark === undefined || hasEnded(pod, mark, template)) continue;
-    const others = Object.keys(mark.to).filter((name) => imageFor(images, name) === undefined);
+    const others = Object.keys(mark.to).filter(
+      (name) => imageFor(images, name) === undefined && mark.from[name] !== mark.to[name],
+    );
     if (others.length === 0) continue;
     const words = others.map((name) => `${name}=${mark.to[name]} (it was ${mark.from[name]})`).join(" ");
     throw new PullError(
@@ -127,7 +143,7 @@ function templateChanges({ target, object }: Workload, images: Images): readonly
 
 function strategyChanges(workload: Workload, request: UpgradeRequest): readonly string[] {
   if (request.kind !== "cloneset") return [];
-  const { object } = workload;
+  const object = asMeant(workload.object);
   const now = fieldsOf(fieldsOf(object["spec"])["updateStrategy"]);
   const changes = Object.entries(strategyPatch(object, request)).flatMap(([key, value]) => {
     const [before, after] = [now[key], value].map((one) =>

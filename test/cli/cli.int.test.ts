@@ -95,6 +95,7 @@ describe("usage", () => {
     [["upgrade", "web", "app=a"], 'expected KIND/NAME, such as statefulset/web, not "web"'],
     [["upgrade", "sts/web"], "expected CONTAINER=IMAGE, such as app=registry.example.com/app:2"],
     [["upgrade", "sts/web", "app"], 'expected CONTAINER=IMAGE, not "app"'],
+    [["upgrade", "statefulsets.apps/web", "constructor=A B"], '"A B" is no image'],
     [["upgrade", "sts/web", "app=a", "app=b"], "app is given two images"],
     [["upgrade", "sts/web", "app=A B"], '"A B" is no image'],
     [

@@ -267,6 +267,66 @@ test("what a node has said to an earlier request is no answer", async () => {
   expect(await rig.upgrade()).toMatchObject({ kind: "upgraded", pods: 1 });
 });
 
+test("a kubelet that says nothing of what it has seen: containers that have their images are not waited for, and others are", async () => {
+  const template = templateWith("app:1", { terminationGracePeriodSeconds: 0 });
+  rig = await Rig.open(2, { spec: { template } });
+  for (const kubelet of rig.kubelets) kubelet.tellsGeneration = false;
+  const images = { app: "app:2", side: "side:1" };
+  const began = performance.now();
+  expect(await rig.upgrade({ images }, never, { ...quick, settleMs: 20_000 })).toMatchObject({
+    kind: "upgraded",
+  });
+  expect(performance.now() - began).toBeLessThan(15_000);
+  expect(await rig.upgrade({ images: { app: "app:3" } })).toMatchObject({ kind: "upgraded" });
+  for (let round = 0; round < 8; round++) {
+    const interrupt = new AbortController();
+    rig.onEvent = (event) => event.event === "pod" && event.step === "restarting" && interrupt.abort();
+    const outcome = await rig.upgrade(
+      { images: { app: `app:4-${round}` }, timeoutMs: 10_000 },
+      interrupt.signal,
+    );
+    expect(outcome).toMatchObject({ kind: "rolled back" });
+  }
+  expect(imagesNow()).toEqual([["app:3"], "app:3"]);
+});
+
+test("pods that were only marked, and then died, are left alone if that is asked for, and are no matter of a way back", async () => {
+  rig = await Rig.open(4);
+  const [first] = rig.kubelets;
+  rig.onEvent = (event) => {
+    if (event.event !== "pod" || event.step !== "restarting") return;
+    rig.onEvent = () => {};
+    // The node of web-0 and web-2.
+    first?.pause();
+    for (const name of ["web-0", "web-2"]) ready(name, "False");
+  };
+  expect(await rig.upgrade({ images: { app: "app:2-crash" } })).toMatchObject({
+    kind: "rolled back",
+    pods: 1,
+  });
+  expect([rig.annotations, imagesNow()]).toEqual([[], [["app:1"], "app:1"]]);
+  const request = { skipsUnready: true, maxUnavailable: { count: 3 } };
+  expect(await rig.upgrade(request)).toMatchObject({ kind: "upgraded", pods: 2 });
+  expect(rig.images).toEqual({ "web-0": "app:1", "web-1": "app:2", "web-2": "app:1", "web-3": "app:2" });
+});
+
+test("a CloneSet's limits that cannot be put back are named, and a partition comes back with the next upgrade", async () => {
+  const spec = { updateStrategy: { type: "InPlaceIfPossible", partition: 2, maxUnavailable: 1 } };
+  rig = await Rig.open(4, { kind: "cloneset", spec });
+  keepMarks();
+  const outcome = await rig.upgrade({ images: { app: "app:2-crash" }, maxUnavailable: { percent: 100 } });
+  expect(outcome).toMatchObject({ kind: "left" });
+  expect(outcome.kind === "left" ? outcome.left.join() : "").toMatch(
+    /not as it was: .*spec\.updateStrategy\.maxUnavailable.*spec\.updateStrategy\.partition|spec\.updateStrategy\.partition.*spec\.updateStrategy\.maxUnavailable/,
+  );
+  rig.api.behave = () => undefined;
+  expect((await rig.plan()).changes).toContain("spec.updateStrategy.partition keeps 2 of 4 pods as they are");
+  expect(await rig.upgrade()).toMatchObject({ kind: "upgraded", pods: 2 });
+  expect(Object.values(rig.images).toSorted()).toEqual(["app:1", "app:1", "app:2", "app:2"]);
+  expect(rig.workload).toHaveProperty("spec.updateStrategy", spec.updateStrategy);
+  expect(await rig.upgrade()).toEqual({ kind: "upgraded", pods: 0 });
+});
+
 test("a template that had the image before is no hindrance to its pods' counting as updated", async () => {
   rig = await Rig.open(2);
   rig.putWorkload("statefulset", 2, { template: templateWith("app:2") });

@@ -51,8 +51,8 @@ async function atEachStep(work: (rig: Rig, step: number) => Promise<void>, repli
 /** The operator hears nothing any more from now on. */
 function lose(rig: Rig): { readonly drop: true } {
   rig.api.behave = ({ identity }) => (identity === "operator" ? { drop: true } : undefined);
-  // What is under way now is up to who asks.
-  setImmediate(() => rig.api.disconnect());
+  // Watches too, so that nothing is heard of what may be done all the same.
+  rig.api.disconnect();
   return { drop: true };
 }
 
