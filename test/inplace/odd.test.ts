@@ -223,26 +223,35 @@ test("a kubelet that does not say what it has seen is given the time that a cont
   expect(starts).toHaveLength(3);
 });
 
-test("a container that kubelet has not touched before its image was the former one again is the former one", async () => {
-  rig = await Rig.open(1);
-  const interrupt = new AbortController();
-  rig.api.behave = ({ identity, body }) => {
-    if (identity !== "operator" || !("spec" in Object(body)) || !JSON.stringify(body).includes("app:2"))
-      return undefined;
-    for (const kubelet of rig.kubelets) kubelet.pause();
-    interrupt.abort();
-    return undefined;
-  };
-  rig.onEvent = (event) => {
-    if (event.event !== "pod" || event.detail !== "restarting") return;
-    for (const kubelet of rig.kubelets) kubelet.resume();
-  };
-  expect(await rig.upgrade({}, interrupt.signal)).toMatchObject({ kind: "rolled back", pods: 1 });
-  expect(rig.kubelets.flatMap(({ events }) => events).filter((event) => event.startsWith("Killing"))).toEqual(
-    [],
-  );
-  expect(imagesNow()).toEqual([["app:1"], "app:1"]);
-});
+test.each([true, false])(
+  "a container that kubelet has not touched before its image was the former one again is the former one (told what is seen: %s)",
+  async (tellsGeneration) => {
+    const template = templateWith("app:1", { terminationGracePeriodSeconds: 0 });
+    rig = await Rig.open(1, { spec: { template } });
+    for (const kubelet of rig.kubelets) kubelet.tellsGeneration = tellsGeneration;
+    for (let round = 0; round < 6; round++) {
+      const interrupt = new AbortController();
+      rig.api.behave = ({ identity, body }) => {
+        const isExchange = "spec" in Object(body) && JSON.stringify(body).includes("app:2");
+        if (identity !== "operator" || !isExchange) return undefined;
+        for (const kubelet of rig.kubelets) kubelet.pause();
+        interrupt.abort();
+        return undefined;
+      };
+      rig.onEvent = (event) => {
+        if (event.event !== "pod" || event.detail !== "restarting") return;
+        for (const kubelet of rig.kubelets) kubelet.resume();
+      };
+      expect(await rig.upgrade({ timeoutMs: 5_000 }, interrupt.signal)).toMatchObject({
+        kind: "rolled back",
+        pods: 1,
+      });
+    }
+    const events = rig.kubelets.flatMap((kubelet) => kubelet.events);
+    expect(events.filter((event) => event.startsWith("Killing"))).toEqual([]);
+    expect(imagesNow()).toEqual([["app:1"], "app:1"]);
+  },
+);
 
 test("what a node has said to an earlier request is no answer", async () => {
   rig = await Rig.open(1);
@@ -290,13 +299,31 @@ test("a kubelet that says nothing of what it has seen: containers that have thei
   expect(imagesNow()).toEqual([["app:3"], "app:3"]);
 });
 
-test("pods that were only marked, and then died, are left alone if that is asked for, and are no matter of a way back", async () => {
+test("pods that were only marked, and then died, are left alone if that is asked for", async () => {
+  rig = await Rig.open(4);
+  const [first] = rig.kubelets;
+  rig.onEvent = (event) => {
+    if (event.event === "pod" && event.step === "done")
+      rig.api.behave = ({ identity }) => (identity === "operator" ? { status: 403 } : undefined);
+  };
+  expect(await rig.upgrade()).toMatchObject({ kind: "left" });
+  rig.api.behave = () => undefined;
+  rig.onEvent = () => {};
+  // The node of web-0 and web-2.
+  first?.pause();
+  for (const name of ["web-0", "web-2"]) ready(name, "False");
+  const request = { skipsUnready: true, maxUnavailable: { count: 3 } };
+  expect(await rig.upgrade({ ...request, timeoutMs: 5_000 })).toMatchObject({ kind: "upgraded" });
+  expect(rig.images).toEqual({ "web-0": "app:1", "web-1": "app:2", "web-2": "app:1", "web-3": "app:2" });
+  expect(rig.annotations).toEqual([]);
+});
+
+test("pods that die untouched are no matter of a way back", async () => {
   rig = await Rig.open(4);
   const [first] = rig.kubelets;
   rig.onEvent = (event) => {
     if (event.event !== "pod" || event.step !== "restarting") return;
     rig.onEvent = () => {};
-    // The node of web-0 and web-2.
     first?.pause();
     for (const name of ["web-0", "web-2"]) ready(name, "False");
   };
@@ -305,9 +332,6 @@ test("pods that were only marked, and then died, are left alone if that is asked
     pods: 1,
   });
   expect([rig.annotations, imagesNow()]).toEqual([[], [["app:1"], "app:1"]]);
-  const request = { skipsUnready: true, maxUnavailable: { count: 3 } };
-  expect(await rig.upgrade(request)).toMatchObject({ kind: "upgraded", pods: 2 });
-  expect(rig.images).toEqual({ "web-0": "app:1", "web-1": "app:2", "web-2": "app:1", "web-3": "app:2" });
 });
 
 test("a CloneSet's limits that cannot be put back are named, and a partition comes back with the next upgrade", async () => {
