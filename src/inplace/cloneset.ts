@@ -126,28 +126,21 @@ class Following {
   }
 
   async run(signal: AbortSignal): Promise<void> {
-    const { pods, request } = this.#work;
+    const { pods, source, request } = this.#work;
     const { timeoutMs } = request;
-    const over = new AbortController();
-    const both = AbortSignal.any([signal, over.signal]);
-    const otherwise = `OpenKruise did not get on with ${request.kind}/${request.name}`;
-    const longest = 2 ** 31 - 1;
-    const look = (): undefined => this.#look();
-    const failing = pods.until(look, { otherwise: "", timeoutMs: longest, signal: both });
-    try {
-      for (let last = ""; ; ) {
-        const find = (): string | undefined => {
-          const now = this.#state();
-          return now === last ? undefined : now;
-        };
-        const next = this.#work.source.until(find, { otherwise, timeoutMs, signal: both });
-        next.catch(() => {});
-        last = (await Promise.race([next, failing])) ?? last;
-        if (last === "done") return;
-      }
-    } finally {
-      failing.catch(() => {});
-      over.abort();
+    const wait = {
+      otherwise: `OpenKruise did not get on with ${request.kind}/${request.name}`,
+      timeoutMs,
+      signal,
+    };
+    for (let last = ""; last !== "done"; ) {
+      // The pods are looked at again when the CloneSet has changed as well: which of the two is heard of first is chance.
+      last = await pods.until(() => {
+        if (source.lost) throw source.lost;
+        this.#look();
+        const now = this.#state();
+        return now === last ? undefined : now;
+      }, wait);
     }
   }
 
@@ -166,7 +159,7 @@ class Following {
   }
 
   /** Throws what keeps a pod from running its new images. */
-  #look(): undefined {
+  #look(): void {
     const { pods, options } = this.#work;
     for (const pod of pods.all.filter(isServing)) {
       const uid = uidOf(pod);
@@ -183,7 +176,6 @@ class Following {
       const trouble = troubleOf(pod, this.#images, firsts);
       if (trouble) throw new PullError("unsupported", `pod ${name}: ${trouble}`);
     }
-    return undefined;
   }
 
   #stepOf(pod: KubernetesObject): PodStep {

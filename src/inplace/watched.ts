@@ -47,6 +47,11 @@ export class Watched implements AsyncDisposable {
     return this.#objects.get(uid);
   }
 
+  /** Why it is not known any more how they are; undefined as long as the API is not away for too long. */
+  get lost(): PullError | undefined {
+    return this.#lost;
+  }
+
   /** Has those who wait look again, since something else has changed. */
   poke(): void {
     this.#tell();
