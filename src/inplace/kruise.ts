@@ -7,7 +7,15 @@ import type { KubernetesObject } from "../cluster/cluster.ts";
 import { type Fields, fieldsOf, numberOf } from "../cluster/fields.ts";
 import { PullError } from "../errors.ts";
 import type { UpgradeRequest } from "./inplace.ts";
-import { annotationOf, areEqual, differing, type Images, imagesOf, upgradeAnnotation } from "./pod.ts";
+import {
+  annotationOf,
+  areEqual,
+  differing,
+  type Images,
+  imagesAmong,
+  readImages,
+  upgradeAnnotation,
+} from "./pod.ts";
 import type { Patch } from "./steady.ts";
 import { labelOf, listsWith, templateOf } from "./template.ts";
 
@@ -31,7 +39,7 @@ export function forwardPatch(object: KubernetesObject, request: UpgradeRequest):
   // A way back that was broken off has taken it away.
   const { partition } = left?.strategy ?? {};
   const former: Former = {
-    images: { ...pick(imagesOf(templateOf(object)), request.images), ...earlier?.images },
+    images: { ...imagesAmong(templateOf(object), request.images), ...earlier?.images },
     to: request.images,
     strategy: {
       ...Object.fromEntries(Object.keys(changed).map((key) => [key, strategy[key] ?? null])),
@@ -161,14 +169,8 @@ function strategyOf(object: KubernetesObject): Fields {
 export function formerOf(object: KubernetesObject): Former | undefined {
   try {
     const { images, to, strategy } = fieldsOf(JSON.parse(annotationOf(object, upgradeAnnotation) ?? ""));
-    const words = (value: unknown): Images =>
-      Object.fromEntries(Object.entries(fieldsOf(value)).map(([name, image]) => [name, String(image)]));
-    return { images: words(images), to: words(to), strategy: fieldsOf(strategy) };
+    return { images: readImages(images), to: readImages(to), strategy: fieldsOf(strategy) };
   } catch {
     return undefined;
   }
-}
-
-function pick(all: Images, names: Images): Images {
-  return Object.fromEntries(Object.keys(names).map((name) => [name, all[name] ?? ""]));
 }

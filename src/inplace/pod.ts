@@ -71,6 +71,12 @@ export function imagesOf(object: unknown): Images {
   return Object.fromEntries(containersOf(object).map(({ name, image }) => [name, image]));
 }
 
+/** What it has, of the containers that are named here. */
+export function imagesAmong(object: unknown, names: Images): Images {
+  const all = imagesOf(object);
+  return Object.fromEntries(Object.keys(names).map((name) => [name, imageFor(all, name) ?? ""]));
+}
+
 /** Names are anybody's, "constructor" as well. */
 export function imageFor(images: Images, name: string): string | undefined {
   return Object.hasOwn(images, name) ? images[name] : undefined;
@@ -216,8 +222,8 @@ function readMark(pod: KubernetesObject): Mark | undefined {
   try {
     const mark = fieldsOf(JSON.parse(annotationOf(pod, upgradeAnnotation) ?? ""));
     return {
-      from: wordsOf(mark["from"]),
-      to: wordsOf(mark["to"]),
+      from: readImages(mark["from"]),
+      to: readImages(mark["to"]),
       before: Object.fromEntries(
         Object.entries(fieldsOf(mark["before"])).map(([name, value]) => {
           const { containerID, imageID } = fieldsOf(value);
@@ -256,6 +262,7 @@ export function areEqual(one: Images, other: Images): boolean {
   return names.length === Object.keys(other).length && names.every((name) => one[name] === other[name]);
 }
 
-function wordsOf(value: unknown): Images {
+/** From JSON. */
+export function readImages(value: unknown): Images {
   return Object.fromEntries(Object.entries(fieldsOf(value)).map(([name, word]) => [name, String(word)]));
 }

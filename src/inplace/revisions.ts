@@ -71,10 +71,8 @@ async function revisionsOf(work: Work): Promise<Revisions> {
   if (differing(templateOf(object), request.images).length > 0)
     throw new PullError("conflict", "its template has other images");
   const alike = all.filter((one) => isDeepStrictEqual(withImages(one, request.images), wanted));
-  const ids = (one: KubernetesObject): string[] => [
-    one.metadata.name,
-    ...(labelOf(one) ? [labelOf(one) ?? ""] : []),
-  ];
+  const ids = (one: KubernetesObject): string[] =>
+    [one.metadata.name, labelOf(one)].flatMap((id) => id ?? []);
   return { present: named ?? labelOf(present) ?? present.metadata.name, alike: new Set(alike.flatMap(ids)) };
 }
 

@@ -22,14 +22,13 @@ import { labelPods } from "./revisions.ts";
 import { type RollingOptions, roll } from "./rolling.ts";
 import type { Patch } from "./steady.ts";
 import { templateOf, templatePatch } from "./template.ts";
-import { currentOf, known, unmarkAll, type Work } from "./work.ts";
+import { currentOf, unmarkAll, type Work } from "./work.ts";
 import { mustBeUpgradable, replicasOf, someOf } from "./workload.ts";
 
 /** Never throws; what has failed is in its outcome. */
 export async function rollOut(work: Work, plan: Plan): Promise<Outcome> {
   const touched = { template: false };
   try {
-    await known(work);
     const pods = await upgradePods(work, plan, touched);
     // From here on it is done, and nobody's interruption undoes it.
     if (work.request.kind !== "pod") await labelPods(work);

@@ -42,11 +42,10 @@ export class Steady {
   }
 
   async #change(change: Change, signal: AbortSignal): Promise<KubernetesObject> {
-    const never = new AbortController().signal;
     const attempt = async (): Promise<KubernetesObject> => {
       // Each time, since the API may have been away for longer than the lock is good for.
       await this.ensure(signal);
-      return await this.#cluster.write(change, never);
+      return await this.#cluster.write(change, new AbortController().signal);
     };
     return await this.persist(attempt, signal);
   }

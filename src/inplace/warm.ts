@@ -14,7 +14,7 @@ import {
   annotationOf,
   hasEnded,
   type Images,
-  imagesOf,
+  imagesAmong,
   isReady,
   type Mark,
   markOf,
@@ -132,7 +132,7 @@ export class Warming {
     const added = isPrewarmed ? Object.values(images).filter((image) => !listed.includes(image)) : [];
     const mark: Mark = {
       // What it was before all that has not been ended yet.
-      from: { ...currentOf(pod, images), ...earlier?.from },
+      from: { ...imagesAmong(pod, images), ...earlier?.from },
       to: images,
       before: { ...runningIn(pod, Object.keys(images)), ...earlier?.before },
       wasReady: earlier?.wasReady ?? isReady(pod),
@@ -162,11 +162,6 @@ export function unmarked(pod: KubernetesObject): Patch | undefined {
     [prewarmAnnotation]: kept.length > 0 ? kept.join(",") : null,
   };
   return { kind: "merge", patch: { metadata: { annotations } } };
-}
-
-function currentOf(pod: KubernetesObject, images: Images): Images {
-  const all = imagesOf(pod);
-  return Object.fromEntries(Object.keys(images).map((name) => [name, all[name] ?? ""]));
 }
 
 function namesIn(text: string | undefined): readonly string[] {
