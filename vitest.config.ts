@@ -2,6 +2,8 @@ import { defineConfig } from "vitest/config";
 
 /** Of "npm run release:check" alone: they need a cross compiler, an emulator and buildah, and minutes. */
 const beyond = ["test/release/arm64.int.test.ts", "test/release/image.int.test.ts"];
+/** What they make slow is to be what takes the time, and not a core that others want as well. */
+const alone = ["test/e2e/bottlenecks.int.test.ts"];
 
 export default defineConfig({
   test: {
@@ -26,7 +28,7 @@ export default defineConfig({
         test: {
           name: "integration",
           include: ["test/**/*.int.test.ts"],
-          exclude: beyond,
+          exclude: [...beyond, ...alone],
           pool: "forks",
           setupFiles: ["test/gate.ts"],
           // As above: a second of CPU time for each file.
@@ -40,13 +42,25 @@ export default defineConfig({
       },
       {
         test: {
+          name: "alone",
+          include: alone,
+          pool: "forks",
+          setupFiles: ["test/gate.ts"],
+          maxWorkers: 1,
+          sequence: { groupOrder: 2 },
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
+        },
+      },
+      {
+        test: {
           name: "release",
           include: beyond,
           pool: "forks",
           setupFiles: ["test/gate.ts"],
           // Emulation takes every core there is.
           maxWorkers: 1,
-          sequence: { groupOrder: 2 },
+          sequence: { groupOrder: 3 },
           testTimeout: 120_000,
           hookTimeout: 120_000,
         },

@@ -83,24 +83,24 @@ describe("as it comes", () => {
 
   test("registry: it takes its time to answer for blobs", async () => {
     const image = put(3, () => randomBytes(1000));
-    fake.behave = (asked) => (isBlob(asked) ? { answer: sleep(700) } : undefined);
+    fake.behave = (asked) => (isBlob(asked) ? { answer: sleep(1500) } : undefined);
     const { verdict } = await pulled(hawser, image);
     expect(verdict).toMatchObject({
       cause: "registry",
       evidence: expect.arrayContaining([
-        expect.stringMatching(/took (?:[789]\d\d ms|\d\.\d\d s) until the first byte of each of 3 /),
+        expect.stringMatching(/took [1-9]\.\d\d s until the first byte of each of 3 /),
       ]),
     });
   });
 
   test("registry: it takes its time to say what a name stands for", async () => {
     const image = put(1, () => randomBytes(1000));
-    fake.behave = ({ path }) => (path.endsWith("/manifests/v1") ? { answer: sleep(800) } : undefined);
+    fake.behave = ({ path }) => (path.endsWith("/manifests/v1") ? { answer: sleep(1500) } : undefined);
     const { verdict } = await pulled(hawser, image);
     expect(verdict).toMatchObject({
       cause: "registry",
       evidence: expect.arrayContaining([
-        expect.stringMatching(/^finding out what the name stands for took (?:[89]\d\d ms|\d\.\d\d s)$/),
+        expect.stringMatching(/^finding out what the name stands for took [1-9]\.\d\d s$/),
       ]),
     });
   });
@@ -163,7 +163,7 @@ describe("as it comes", () => {
     const image = put(2, () => randomBytes(1000));
     let stopped: Promise<void> | undefined;
     fake.behave = (asked) => {
-      if (isBlob(asked)) stopped ??= standStill(containerd.pid, 1500);
+      if (isBlob(asked)) stopped ??= standStill(containerd.pid, 3000);
       return undefined;
     };
     const { verdict } = await pulled(hawser, image);
@@ -182,14 +182,14 @@ test("limit: that of a host", async () => {
   const key = `registry.host."${fake.host}".max_concurrent`;
   await using hawser = await start(`[registry.host."${fake.host}"]\nmax_concurrent = 1`);
   const image = put(3, () => randomBytes(2_000_000));
-  fake.behave = (asked) => (isBlob(asked) ? { bytesPerSecond: 4_000_000 } : undefined);
+  fake.behave = (asked) => (isBlob(asked) ? { bytesPerSecond: 2_000_000 } : undefined);
   const { verdict } = await pulled(hawser, image);
   expect(verdict).toMatchObject({ cause: "limit", key });
 });
 
 test("limit: that on what is fetched ahead", async () => {
   await using hawser = await start('[prewarm]\nbandwidth_limit = "512KiB"');
-  const image = put(1, () => randomBytes(1_500_000));
+  const image = put(1, () => randomBytes(2_500_000));
   const socket = join(hawser.root, "admin.sock");
   await askAdmin(socket, "POST", "/prewarm", { add: [image.reference] });
   await eventually(async () => {
@@ -228,7 +228,7 @@ test.each([
   const image = put(layers, () => randomBytes(2_000_000));
   // Of what each request gets, more at once get more.
   fake.behave = (asked) =>
-    isBlob(asked) && layers > 1 ? { bytesPerSecond: 4_000_000, answer: sleep(50) } : undefined;
+    isBlob(asked) && layers > 1 ? { bytesPerSecond: 2_000_000, answer: sleep(50) } : undefined;
   const { verdict } = await pulled(hawser, image);
   expect(verdict).toMatchObject({ cause: "limit", key, advice: expect.stringContaining(`raise ${key}`) });
 });
