@@ -223,8 +223,9 @@ export class RequestTrace implements Disposable {
 export interface UnpackTrace {
   readonly bytes: number;
   readonly entries: number;
-  /** For the next bytes of the download. */
+  /** For the next bytes of the download; and until it had to for the last time, since it began. */
   readonly waitedMs: number;
+  readonly caughtUpMs: number;
   /** Of the busier of its threads; undefined where that is not known. */
   readonly usage: ThreadUsage | undefined;
 }

@@ -1,6 +1,7 @@
 // What a thread has had of the cores, by the kernel's own clocks.
 
 import { readFileSync } from "node:fs";
+import { hrtime } from "node:process";
 
 /** Milliseconds since the thread began: at work, and able to work while others had the cores. */
 export interface ThreadUsage {
@@ -17,6 +18,11 @@ export function threadUsage(): ThreadUsage | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** Milliseconds by the one clock that all threads have: `performance.now()` begins anew in each of them. */
+export function sharedNowMs(): number {
+  return Number(hrtime.bigint()) / 1e6;
 }
 
 /** What the thread that asks has had from now on. */

@@ -143,7 +143,8 @@ class Path {
     const unpack = last(layer, "unpack");
     if (unpack && unpack.startSeconds < this.#at) {
       this.#stepTo(unpack.endSeconds ?? this.#at, [{ cause: "hawser", seconds: 1 }]);
-      this.#stepTo(unpack.startSeconds, this.#unpackParts(layer, durationOf(unpack)));
+      this.#stepTo(caughtUpOf(layer, unpack) ?? this.#at, workParts(layer, durationOf(unpack)));
+      this.#stepTo(unpack.startSeconds, this.#downloadParts(layer));
     }
     const worker = last(layer, "worker");
     if (worker && durationOf(worker) > instantSeconds) {
@@ -188,19 +189,6 @@ class Path {
       (other) => -farOf(other),
     );
     return nearest && Number.isFinite(farOf(nearest)) ? nearest : undefined;
-  }
-
-  #unpackParts(layer: LayerRecord, elapsed: number): readonly Part[] {
-    // What has not ended is likely to wait for bytes.
-    if (!layer.unpacked) return this.#downloadParts(layer);
-    const { waitedSeconds, onCoreSeconds = elapsed, queuedSeconds = 0 } = layer.unpacked;
-    const worked = Math.max(0, elapsed - waitedSeconds);
-    const cpu = Math.min(worked, onCoreSeconds + queuedSeconds);
-    return [
-      ...scaled(this.#downloadParts(layer), waitedSeconds),
-      { cause: "cpu", seconds: cpu },
-      { cause: "disk", seconds: worked - cpu },
-    ];
   }
 
   /** What the time of a layer's requests went by with; of the whole image's, where its own say nothing. */
@@ -255,6 +243,28 @@ class Path {
     const isOurs = key !== waitedFor.cores && (this.#machine?.coresBusy ?? 0) <= busyCores;
     return part.cause === "cpu" && isOurs ? { cause: "limit", key, seconds: part.seconds } : part;
   }
+}
+
+/**
+ * When a layer last had to wait for bytes. All that was done by then had no part in when it ended: with more cores, or a
+ * faster disk, it would have waited for the same bytes. Undefined of what has not ended, which is likely to wait for some.
+ */
+function caughtUpOf(layer: LayerRecord, { startSeconds }: SpanRecord): number | undefined {
+  if (!layer.unpacked) return undefined;
+  // A thread that does not get a core when there are bytes at last waits for that, and for none of them any more.
+  const arrived = last(layer, "download")?.endSeconds ?? Number.POSITIVE_INFINITY;
+  return Math.max(startSeconds, Math.min(startSeconds + layer.unpacked.caughtUpSeconds, arrived));
+}
+
+/** What the time of an unpacking went by with that did not wait for bytes. */
+function workParts({ unpacked }: LayerRecord, elapsed: number): readonly Part[] {
+  const { waitedSeconds = 0, onCoreSeconds = elapsed, queuedSeconds = 0 } = unpacked ?? {};
+  const worked = Math.max(0, elapsed - waitedSeconds);
+  const cpu = Math.min(worked, onCoreSeconds + queuedSeconds);
+  return [
+    { cause: "cpu", seconds: cpu },
+    { cause: "disk", seconds: worked - cpu },
+  ];
 }
 
 /** Waits for a host that takes no more, or for cores, are none of their own: something else goes on meanwhile. */

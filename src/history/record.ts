@@ -51,6 +51,8 @@ export interface LayerRecord {
     readonly entries: number;
     /** For bytes to come. */
     readonly waitedSeconds: number;
+    /** Until it had to for the last time, since it began. */
+    readonly caughtUpSeconds: number;
     /** The busier of its threads: on a core, and able to be while others were; absent where that is not known. */
     readonly onCoreSeconds?: number;
     readonly queuedSeconds?: number;
@@ -186,6 +188,7 @@ function layerOf(layer: LayerTrace, since: (ms: number) => number): LayerRecord 
         bytes: unpacked.bytes,
         entries: unpacked.entries,
         waitedSeconds: seconds(unpacked.waitedMs),
+        caughtUpSeconds: seconds(unpacked.caughtUpMs),
         ...(unpacked.usage && {
           onCoreSeconds: seconds(unpacked.usage.onCoreMs),
           queuedSeconds: seconds(unpacked.usage.queuedMs),

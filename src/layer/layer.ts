@@ -56,9 +56,11 @@ export interface UnpackedLayer {
   readonly bytes: number;
   readonly entries: number;
   readonly implicitDirectories: ImplicitDirectories;
-  /** Milliseconds that the worker spent waiting for the watermark, and in all. */
-  readonly waitedMs: number;
+  /** Milliseconds in all, and of these the ones that the worker spent waiting for the watermark. */
   readonly elapsedMs: number;
+  readonly waitedMs: number;
+  /** Milliseconds until the last of these waits was over; 0 without any. What came behind that, nobody's bytes held up. */
+  readonly caughtUpMs: number;
   /** Of the busier of its threads; undefined where that is not known. */
   readonly usage: ThreadUsage | undefined;
 }

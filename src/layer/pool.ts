@@ -10,7 +10,7 @@ import { Piscina } from "piscina";
 import { Demand } from "../demand.ts";
 import { abortError, PullError, throwIfAborted } from "../errors.ts";
 import { loadNative } from "../native.ts";
-import type { ThreadUsage } from "../usage.ts";
+import { sharedNowMs, type ThreadUsage } from "../usage.ts";
 import { inheritNative, inheritPortable } from "./inherit.ts";
 import type { ImplicitDirectories, LayerEngine, LayerJob, UnpackedLayer } from "./layer.ts";
 import { makeRing, type Ring } from "./ring.ts";
@@ -24,6 +24,7 @@ import {
   type Part,
   type Task,
 } from "./task.ts";
+import type { WholeLayer } from "./unpack.ts";
 
 export interface EngineOptions {
   readonly engine: "native" | "portable";
@@ -145,7 +146,7 @@ class WorkerEngine implements LayerEngine {
   }
 
   async #unpack(job: LayerJob, crew: Crew, demand: Demand, signal: AbortSignal): Promise<UnpackedLayer> {
-    const began = performance.now();
+    const began = sharedNowMs();
     const cancelled = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
     const ring = this.#ringFor(job);
     const idle = crew === this.#idleCrew;
@@ -163,7 +164,7 @@ class WorkerEngine implements LayerEngine {
     if (signal.aborted) cancel();
     try {
       const outcomes = await Promise.all(tasks.map((task) => this.#run(crew, task, cancel)));
-      return layerOf(outcomes, performance.now() - began);
+      return layerOf(outcomes, began);
     } catch (error) {
       throwIfAborted(signal);
       throw error;
@@ -236,15 +237,19 @@ function partsOf(engine: "native" | "portable", ring: Ring | undefined): readonl
 }
 
 /** What the parts come to. Of two that failed one was only cut off by the other's failure. */
-function layerOf(outcomes: readonly Outcome[], elapsedMs: number): UnpackedLayer {
+function layerOf(outcomes: readonly Outcome[], began: number): UnpackedLayer {
   const failures = outcomes.filter((outcome): outcome is Failed => outcome.kind === "failed");
   const failure = failures.find(({ code }) => code !== "cancelled") ?? failures[0];
   if (failure) throw new PullError(failure.code, failure.message);
-  const [first, second] = outcomes;
+  const { caughtUpAtMs = began, ...layer } = wholeOf(outcomes);
+  return { ...layer, elapsedMs: sharedNowMs() - began, caughtUpMs: caughtUpAtMs - began };
+}
+
+function wholeOf([first, second]: readonly Outcome[]): WholeLayer {
   if (first?.kind === "unpacked") return first.layer;
   if (first?.kind === "applied" && second?.kind === "inflated") {
     const usage = busierOf(first.layer.usage, second.layer.usage);
-    return { ...first.layer, ...second.layer, elapsedMs, usage };
+    return { ...first.layer, ...second.layer, usage };
   }
   throw new PullError("internal", "the workers did something else");
 }

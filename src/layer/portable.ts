@@ -11,17 +11,17 @@ import { layerPacking } from "../oci/media.ts";
 import { BlobCheck, TarCheck } from "./check.ts";
 import { type Compression, type Decompressor, type Output, PassThrough, Sniffer } from "./decompress.ts";
 import { noDirectories } from "./directories.ts";
-import type { LayerJob, UnpackedLayer } from "./layer.ts";
+import type { LayerJob } from "./layer.ts";
 import { PlainArchive } from "./plain.ts";
 import { SpoolReader } from "./reader.ts";
 import { TarParser } from "./tar.ts";
+import type { WholeLayer } from "./unpack.ts";
 import { Writer } from "./writer.ts";
 
 /** Small, because what a piece inflates to (up to 1032 times as much) waits in memory for tar-fs. */
 const pieceBytes = 16 * 1024;
 
-export async function unpackPortable(job: LayerJob, isCancelled: () => boolean): Promise<UnpackedLayer> {
-  const began = performance.now();
+export async function unpackPortable(job: LayerJob, isCancelled: () => boolean): Promise<WholeLayer> {
   const blobCheck = new BlobCheck(job.descriptor, job.limits);
   const tarCheck = new TarCheck(job.descriptor.digest, job.diffID);
   const archive = new PlainArchive(job.base);
@@ -61,7 +61,7 @@ export async function unpackPortable(job: LayerJob, isCancelled: () => boolean):
     entries: parser.entries,
     implicitDirectories: noDirectories,
     waitedMs: spool.waitedMs,
-    elapsedMs: performance.now() - began,
+    caughtUpAtMs: spool.caughtUpAtMs,
     usage: undefined,
   };
 }

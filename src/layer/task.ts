@@ -1,9 +1,9 @@
 // What the pool and its workers say to each other: values that survive being posted. Errors would lose their class.
 
 import type { ErrorCode } from "../errors.ts";
-import type { LayerJob, UnpackedLayer } from "./layer.ts";
+import type { LayerJob } from "./layer.ts";
 import type { Ring } from "./ring.ts";
-import type { AppliedLayer, InflatedLayer } from "./unpack.ts";
+import type { AppliedLayer, InflatedLayer, WholeLayer } from "./unpack.ts";
 
 /** What a worker does of a layer: everything, or one of two lanes beside another worker. */
 export type Part =
@@ -38,7 +38,7 @@ export function makeIdling(paused: SharedArrayBuffer): Idling {
 }
 
 export type Outcome =
-  | { readonly kind: "unpacked"; readonly layer: UnpackedLayer }
+  | { readonly kind: "unpacked"; readonly layer: WholeLayer }
   | { readonly kind: "inflated"; readonly layer: InflatedLayer }
   | { readonly kind: "applied"; readonly layer: AppliedLayer }
   | Failed;

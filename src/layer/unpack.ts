@@ -10,7 +10,7 @@ import { stopwatch, type ThreadUsage } from "../usage.ts";
 import { Applier } from "./apply.ts";
 import { BlobCheck, TarCheck, wrongDiffID } from "./check.ts";
 import { openNative, Sniffer } from "./decompress.ts";
-import type { ImplicitDirectories, LayerJob, UnpackedLayer } from "./layer.ts";
+import type { ImplicitDirectories, LayerJob } from "./layer.ts";
 import { CallbackOutlet, type Outlet, type Room } from "./outlet.ts";
 import { SpoolReader } from "./reader.ts";
 import { type Ring, RingReader, RingWriter } from "./ring.ts";
@@ -22,6 +22,8 @@ export interface InflatedLayer {
   /** Of the tar stream. */
   readonly bytes: number;
   readonly waitedMs: number;
+  /** See {@link SpoolReader.caughtUpAtMs}. */
+  readonly caughtUpAtMs: number | undefined;
   /** Of the lane's thread; undefined where that is not known. */
   readonly usage: ThreadUsage | undefined;
 }
@@ -33,15 +35,17 @@ export interface AppliedLayer {
   readonly usage: ThreadUsage | undefined;
 }
 
+/** What one that is both has to tell. */
+export type WholeLayer = InflatedLayer & AppliedLayer;
+
 /** Both lanes in this thread. */
-export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): UnpackedLayer {
-  const began = performance.now();
+export function unpackNative(job: LayerJob, native: Binding, isCancelled: () => boolean): WholeLayer {
   const usage = stopwatch();
   using second = new ApplyLane(job, native, isCancelled);
   const outlet = new CallbackOutlet((buffer, start, end) => second.take(buffer, start, end));
   const inflated = inflateTo(outlet, job, native, isCancelled);
   const applied = second.finish();
-  return { ...inflated, ...applied, elapsedMs: performance.now() - began, usage: usage() };
+  return { ...inflated, ...applied, usage: usage() };
 }
 
 /** The first lane, whose thread fills the ring. */
@@ -84,7 +88,8 @@ function inflateTo(
   if (layerPacking(job.descriptor.mediaType) === "none") passOn(spool, counted, check);
   else inflate(spool, counted, check, native);
   check.finish();
-  return { bytes: check.tarBytes, waitedMs: spool.waitedMs };
+  const { waitedMs, caughtUpAtMs } = spool;
+  return { bytes: check.tarBytes, waitedMs, caughtUpAtMs };
 }
 
 /** A blob that is the tar stream is read to where the second lane looks at it. */

@@ -64,8 +64,10 @@ function host(answeredSeconds: number, openSeconds: number) {
   };
 }
 
+/** One that waits for all of its bytes first, unless otherwise is said. */
 function unpacked(waitedSeconds: number, onCoreSeconds: number, queuedSeconds = 0) {
-  return { bytes: 1, entries: 1, waitedSeconds, onCoreSeconds, queuedSeconds };
+  const caughtUpSeconds = waitedSeconds;
+  return { bytes: 1, entries: 1, waitedSeconds, caughtUpSeconds, onCoreSeconds, queuedSeconds };
 }
 
 const idle = { coresBusy: 0.2, mainBusy: 0.1, mainOnCore: 0.1, mainQueued: 0 };
@@ -198,9 +200,57 @@ describe("two layers with one worker", () => {
 
   test("whoever held the worker waited for the network", () => {
     expect(partsWith("unpack.max_concurrent", 5, 0.5)).toEqual([
-      { cause: "network", seconds: 5 },
       { cause: "cpu", seconds: 5 },
+      { cause: "network", seconds: 5 },
     ]);
+  });
+});
+
+describe("a layer that is unpacked while its bytes come", () => {
+  const partsWith = (caughtUpSeconds: number, arrived: number): readonly Part[] => {
+    const one = layer(0, {
+      spans: spans({ download: [0, arrived], worker: [1, 1], unpack: [1, 10], commit: [10, 10] }),
+      hosts: [host(0, 10)],
+      unpacked: { ...unpacked(3, 4, 1), caughtUpSeconds },
+    });
+    return partsOf(pull(10, { layers: [1, 10] }, { layers: [one], machine: idle }));
+  };
+
+  test("and is behind until the end, has its cores and its disk to thank for that", () => {
+    expect(partsWith(0, 9)).toEqual([
+      { cause: "cpu", seconds: 7.5 },
+      { cause: "disk", seconds: 1.5 },
+      { cause: "hawser", seconds: 1 },
+    ]);
+  });
+
+  test("and keeps up with them, ends when they have come, whatever it did meanwhile", () => {
+    expect(partsWith(9, 10)).toEqual([
+      { cause: "network", seconds: 9 },
+      { cause: "hawser", seconds: 1 },
+    ]);
+  });
+
+  test("and had caught up once, waited for bytes until then, and for none behind that", () => {
+    expect(partsWith(4, 9)).toEqual([
+      { cause: "cpu", seconds: 4.167 },
+      { cause: "network", seconds: 4 },
+      { cause: "hawser", seconds: 1 },
+      { cause: "disk", seconds: 0.833 },
+    ]);
+  });
+
+  test("and got its core long after the last of them, waited for the core", () => {
+    expect(partsWith(9, 4)).toEqual([
+      { cause: "cpu", seconds: 5 },
+      { cause: "network", seconds: 3 },
+      { cause: "hawser", seconds: 1 },
+      { cause: "disk", seconds: 1 },
+    ]);
+  });
+
+  test("and had them all before it began, waited for none", () => {
+    expect(partsWith(9, 0.5).map(({ cause }) => cause)).not.toContain("network");
   });
 });
 

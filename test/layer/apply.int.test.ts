@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { serialize } from "node:v8";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { implicitOnes } from "../../src/layer/directories.ts";
-import type { UnpackedLayer } from "../../src/layer/layer.ts";
+import type { WholeLayer } from "../../src/layer/unpack.ts";
 import {
   dir,
   file,
@@ -36,7 +36,7 @@ const isWhiteout = (node: Node | undefined): boolean => node?.kind === "char" &&
 const opaque = "trusted.overlay.opaque=0x79";
 const seconds = (node: Node | undefined): bigint => (node?.mtimeNs ?? 0n) / 1_000_000_000n;
 
-const implicitOf = ({ implicitDirectories }: UnpackedLayer) => [...implicitOnes(implicitDirectories)];
+const implicitOf = ({ implicitDirectories }: WholeLayer) => [...implicitOnes(implicitDirectories)];
 
 async function failure(
   entries: readonly TarEntry[],

@@ -76,6 +76,37 @@ describe.each(["native", "portable"] as const)("%s", (name) => {
     expect(readFileSync(join(job.staging, "last"), "utf8")).toBe("y");
   });
 
+  test("it says when bytes were last waited for", async () => {
+    const stream = tar(Array.from({ length: 10 }, (_, index) => file(`${index}`, "x".repeat(2000))));
+    // A header, and 2000 bytes in blocks of 512.
+    const entryBytes = 512 + 2048;
+    const members = Array.from({ length: 10 }, (_, index) =>
+      gzipSync(stream.subarray(index * entryBytes, index === 9 ? undefined : (index + 1) * entryBytes)),
+    );
+    const bytes = Buffer.concat(members);
+    await using spool = await staging.spool(bytes.length);
+    const job = await staging.job(spool, { bytes, tar: stream });
+    const began = performance.now();
+    const unpacked = engine.unpack(job, never);
+    let seenMs = 0;
+    for (const [index, member] of members.entries()) {
+      spool.write(spool.watermark, member);
+      if (index === 9) break;
+      // What comes next is waited for soon behind that, if not this time, then the next.
+      await vi.waitUntil(() => existsSync(join(job.staging, `${index}`)), { timeout: 20_000, interval: 5 });
+      if (index === 0) seenMs = performance.now() - began;
+    }
+    spool.complete();
+    const { caughtUpMs, waitedMs, elapsedMs } = await unpacked;
+    expect(caughtUpMs).toBeGreaterThan(seenMs);
+    expect(caughtUpMs).toBeLessThanOrEqual(elapsedMs);
+    expect(waitedMs).toBeGreaterThan(0);
+
+    await using filled = await staging.filled(bytes);
+    const again = await staging.job(filled, { bytes, tar: stream });
+    expect(await engine.unpack(again, never)).toMatchObject({ caughtUpMs: 0, waitedMs: 0 });
+  });
+
   test("a layer is unpacked while the main thread does nothing but look", async () => {
     await run(engine, { bytes: small, tar: smallTar });
     const stream = tar([file("random", randomBytes(3_000_000)), file("done")]);

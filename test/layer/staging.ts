@@ -4,9 +4,9 @@ import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Compression, type Decompressor, type Output, openNative } from "../../src/layer/decompress.ts";
-import type { LayerJob, LayerLimits, UnpackedLayer } from "../../src/layer/layer.ts";
+import type { LayerJob, LayerLimits } from "../../src/layer/layer.ts";
 import { CallbackOutlet } from "../../src/layer/outlet.ts";
-import { unpackNative } from "../../src/layer/unpack.ts";
+import { unpackNative, type WholeLayer } from "../../src/layer/unpack.ts";
 import { type Binding, loadNative } from "../../src/native.ts";
 import { sha256 } from "../../src/oci/digest.ts";
 import { Spool } from "../../src/spool.ts";
@@ -84,7 +84,7 @@ export class Staging implements AsyncDisposable {
     };
   }
 
-  async unpack(spec: LayerSpec): Promise<{ readonly root: string; readonly layer: UnpackedLayer }> {
+  async unpack(spec: LayerSpec): Promise<{ readonly root: string; readonly layer: WholeLayer }> {
     await using spool = await this.filled(spec.bytes);
     const job = await this.job(spool, spec);
     return { root: job.staging, layer: unpackNative(job, native(), () => false) };

@@ -38,7 +38,11 @@ export const off = new Selinux({ isOn: () => false, get: () => 0, set: () => 0 }
 
 const engine: LayerEngine = {
   name: "portable",
-  unpack: async (job, signal) => await unpackPortable(job, () => signal.aborted),
+  unpack: async (job, signal) => ({
+    ...(await unpackPortable(job, () => signal.aborted)),
+    elapsedMs: 1,
+    caughtUpMs: 0,
+  }),
   inherit: inheritPortable,
   sync: async () => {},
   pause: () => {},
