@@ -226,6 +226,8 @@ export interface UnpackTrace {
   /** For the next bytes of the download; and until it had to for the last time, since it began. */
   readonly waitedMs: number;
   readonly caughtUpMs: number;
+  /** For layers that somebody waits for. */
+  readonly pausedMs: number;
   /** Of the busier of its threads; undefined where that is not known. */
   readonly usage: ThreadUsage | undefined;
 }

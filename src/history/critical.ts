@@ -258,10 +258,13 @@ function caughtUpOf(layer: LayerRecord, { startSeconds }: SpanRecord): number | 
 
 /** What the time of an unpacking went by with that did not wait for bytes. */
 function workParts({ unpacked }: LayerRecord, elapsed: number): readonly Part[] {
-  const { waitedSeconds = 0, onCoreSeconds = elapsed, queuedSeconds = 0 } = unpacked ?? {};
-  const worked = Math.max(0, elapsed - waitedSeconds);
+  const { waitedSeconds = 0, pausedSeconds = 0, onCoreSeconds = elapsed, queuedSeconds = 0 } = unpacked ?? {};
+  const notWaited = Math.max(0, elapsed - waitedSeconds);
+  const paused = Math.min(notWaited, pausedSeconds);
+  const worked = notWaited - paused;
   const cpu = Math.min(worked, onCoreSeconds + queuedSeconds);
   return [
+    { cause: "others", seconds: paused },
     { cause: "cpu", seconds: cpu },
     { cause: "disk", seconds: worked - cpu },
   ];

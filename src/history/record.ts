@@ -53,6 +53,8 @@ export interface LayerRecord {
     readonly waitedSeconds: number;
     /** Until it had to for the last time, since it began. */
     readonly caughtUpSeconds: number;
+    /** While layers that somebody waits for went first. */
+    readonly pausedSeconds: number;
     /** The busier of its threads: on a core, and able to be while others were; absent where that is not known. */
     readonly onCoreSeconds?: number;
     readonly queuedSeconds?: number;
@@ -189,6 +191,7 @@ function layerOf(layer: LayerTrace, since: (ms: number) => number): LayerRecord 
         entries: unpacked.entries,
         waitedSeconds: seconds(unpacked.waitedMs),
         caughtUpSeconds: seconds(unpacked.caughtUpMs),
+        pausedSeconds: seconds(unpacked.pausedMs),
         ...(unpacked.usage && {
           onCoreSeconds: seconds(unpacked.usage.onCoreMs),
           queuedSeconds: seconds(unpacked.usage.queuedMs),

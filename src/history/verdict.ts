@@ -206,10 +206,12 @@ function unpackText({ layers }: PullRecord): string {
     (total, { startSeconds, endSeconds = startSeconds }) => total + endSeconds - startSeconds,
     0,
   );
-  const stood = Math.max(0, took - onCore - queued - waited);
+  const paused = sum((one) => one.pausedSeconds);
+  const stood = Math.max(0, took - onCore - queued - waited - paused);
   return [
     `unpacking ${bytesText(sum((one) => one.bytes))} in ${layers.length} layers took ${secondsText(took)} in all:`,
     `${secondsText(onCore)} on a core, ${secondsText(queued)} waiting for one, ${secondsText(waited)} waiting for bytes,`,
+    ...(paused > 0 ? [`${secondsText(paused)} for pulls that go first,`] : []),
     `${secondsText(stood)} for the disk or another thread`,
   ].join(" ");
 }

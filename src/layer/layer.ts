@@ -61,6 +61,8 @@ export interface UnpackedLayer {
   readonly waitedMs: number;
   /** Milliseconds until the last of these waits was over; 0 without any. What came behind that, nobody's bytes held up. */
   readonly caughtUpMs: number;
+  /** Milliseconds in which it stood still for layers that somebody waits for. */
+  readonly pausedMs: number;
   /** Of the busier of its threads; undefined where that is not known. */
   readonly usage: ThreadUsage | undefined;
 }

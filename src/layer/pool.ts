@@ -242,7 +242,9 @@ function layerOf(outcomes: readonly Outcome[], began: number): UnpackedLayer {
   const failure = failures.find(({ code }) => code !== "cancelled") ?? failures[0];
   if (failure) throw new PullError(failure.code, failure.message);
   const { caughtUpAtMs = began, ...layer } = wholeOf(outcomes);
-  return { ...layer, elapsedMs: sharedNowMs() - began, caughtUpMs: caughtUpAtMs - began };
+  // Two of them pause side by side.
+  const pausedMs = Math.max(...outcomes.map((outcome) => (outcome.kind === "failed" ? 0 : outcome.pausedMs)));
+  return { ...layer, elapsedMs: sharedNowMs() - began, caughtUpMs: caughtUpAtMs - began, pausedMs };
 }
 
 function wholeOf([first, second]: readonly Outcome[]): WholeLayer {

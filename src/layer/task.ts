@@ -37,11 +37,13 @@ export function makeIdling(paused: SharedArrayBuffer): Idling {
   return { own: new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT), paused };
 }
 
-export type Outcome =
+export type Done =
   | { readonly kind: "unpacked"; readonly layer: WholeLayer }
   | { readonly kind: "inflated"; readonly layer: InflatedLayer }
-  | { readonly kind: "applied"; readonly layer: AppliedLayer }
-  | Failed;
+  | { readonly kind: "applied"; readonly layer: AppliedLayer };
+
+/** With the milliseconds that the worker had to pause for others. */
+export type Outcome = (Done & { readonly pausedMs: number }) | Failed;
 
 export interface Failed {
   readonly kind: "failed";

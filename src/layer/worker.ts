@@ -4,7 +4,16 @@ import { setPriority } from "node:os";
 import { parentPort, threadId } from "node:worker_threads";
 import { PullError } from "../errors.ts";
 import { loadNative } from "../native.ts";
-import { type Idling, idlingCells, type Loaded, type Outcome, type Task } from "./task.ts";
+import type { LayerJob } from "./layer.ts";
+import {
+  type Done,
+  type Idling,
+  idlingCells,
+  type Loaded,
+  type Outcome,
+  type Part,
+  type Task,
+} from "./task.ts";
 import { applyLayer, inflateLayer, unpackNative } from "./unpack.ts";
 
 /** Below the main thread, which answers kubelet: Linux applies a nice value to the calling thread alone. */
@@ -31,12 +40,18 @@ export default async function unpack(task: Task): Promise<Outcome> {
 async function run({ part, job, cancelled, idling }: Task): Promise<Outcome> {
   if (idling) idle(idling);
   const cell = new Int32Array(cancelled);
+  let pausedMs = 0;
   const isCancelled = (): boolean => {
     const isOver = (): boolean => Atomics.load(cell, 0) !== 0;
-    if (idling) waitWhilePaused(idling, isOver);
+    if (idling) pausedMs += waitWhilePaused(idling, isOver);
     return isOver();
   };
   if (isCancelled()) throw new PullError("cancelled", "cancelled");
+  const done = await unpacked(part, job, isCancelled);
+  return { ...done, pausedMs };
+}
+
+async function unpacked(part: Part, job: LayerJob, isCancelled: () => boolean): Promise<Done> {
   if (part.kind === "portable") {
     // Its libraries are of no use to other workers.
     const { unpackPortable } = await import("./portable.ts");
@@ -56,10 +71,14 @@ async function run({ part, job, cancelled, idling }: Task): Promise<Outcome> {
 
 const askMs = 100;
 
-function waitWhilePaused({ own, paused }: Idling, isOver: () => boolean): void {
+/** Returns for how many milliseconds that was. */
+function waitWhilePaused({ own, paused }: Idling, isOver: () => boolean): number {
   const [cell, cells] = [new Int32Array(paused), new Int32Array(own)];
   const isAwaited = (): boolean => Atomics.load(cells, idlingCells.awaited) !== 0;
+  if (Atomics.load(cell, 0) === 0) return 0;
+  const began = performance.now();
   while (Atomics.load(cell, 0) !== 0 && !isAwaited() && !isOver()) Atomics.wait(cell, 0, 1, askMs);
+  return performance.now() - began;
 }
 
 /** A thread that gets nothing while others are busy could not even end, and its process neither. */

@@ -171,8 +171,8 @@ export class Layer implements AsyncDisposable {
       const job = { spool: blob.spool.view, staging, descriptor, diffID, base: parent === undefined, limits };
       const either = AbortSignal.any([signal, stall.signal]);
       const unpacked = await trace.spans.of("unpack", () => engine.unpack(job, either, demand));
-      const { bytes, entries, waitedMs, caughtUpMs, usage } = unpacked;
-      trace.unpacked = { bytes, entries, waitedMs, caughtUpMs, usage };
+      const { bytes, entries, waitedMs, caughtUpMs, pausedMs, usage } = unpacked;
+      trace.unpacked = { bytes, entries, waitedMs, caughtUpMs, pausedMs, usage };
       this.#options.unpacked(unpacked);
       return unpacked;
     } catch (error) {

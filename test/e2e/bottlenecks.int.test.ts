@@ -6,8 +6,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { askAdmin } from "../../src/front/client.ts";
+import type { PullList } from "../../src/front/pulls.ts";
 import type { PullRecord } from "../../src/history/record.ts";
-import { type FakeImage, FakeRegistry } from "../fakes/registry.ts";
+import { type FakeImage, FakeRegistry, gate } from "../fakes/registry.ts";
 import { dir, file, tar } from "../fakes/tar.ts";
 import { PrivateContainerd } from "../harness/containerd.ts";
 import { Disk } from "../harness/disk.ts";
@@ -199,6 +200,32 @@ test("limit: that on what is fetched ahead", async () => {
       isAhead: true,
       verdict: { cause: "limit", key: "prewarm.bandwidth_limit" },
     });
+  }, "what is fetched ahead");
+});
+
+test("others: what somebody waits for goes first", async () => {
+  await using hawser = await start("");
+  const [awaited, ahead] = [put(1, () => randomBytes(300_000)), put(1, () => randomBytes(300_000))];
+  const held = gate();
+  fake.behave = ({ path }) =>
+    path.endsWith(awaited.layers[0]?.digest ?? "") ? { after: 1000, afterwards: held.opened } : undefined;
+  const first = hawser.cri.mustPull(awaited.reference);
+  const socket = join(hawser.root, "admin.sock");
+  await eventually(async () => {
+    const { running } = (await askAdmin(socket, "GET", "/pulls")) as PullList;
+    expect(running).toMatchObject([{ image: awaited.reference, doneBytes: 1000 }]);
+  }, "a pull that somebody waits for");
+  await askAdmin(socket, "POST", "/prewarm", { add: [ahead.reference] });
+  await eventually(async () => {
+    const { running } = (await askAdmin(socket, "GET", "/pulls")) as PullList;
+    const seconds = running.find(({ image }) => image === ahead.reference)?.seconds;
+    expect(seconds).toBeGreaterThan(3);
+  }, "what is fetched ahead being kept back");
+  held.open();
+  await first;
+  await eventually(async () => {
+    const record = (await askAdmin(socket, "GET", "/pulls/latest")) as PullRecord;
+    expect(record).toMatchObject({ image: ahead.reference, state: "ok", verdict: { cause: "others" } });
   }, "what is fetched ahead");
 });
 

@@ -67,7 +67,8 @@ function host(answeredSeconds: number, openSeconds: number) {
 /** One that waits for all of its bytes first, unless otherwise is said. */
 function unpacked(waitedSeconds: number, onCoreSeconds: number, queuedSeconds = 0) {
   const caughtUpSeconds = waitedSeconds;
-  return { bytes: 1, entries: 1, waitedSeconds, caughtUpSeconds, onCoreSeconds, queuedSeconds };
+  const unpaused = { bytes: 1, entries: 1, waitedSeconds, caughtUpSeconds, onCoreSeconds, queuedSeconds };
+  return { ...unpaused, pausedSeconds: 0 };
 }
 
 const idle = { coresBusy: 0.2, mainBusy: 0.1, mainOnCore: 0.1, mainQueued: 0 };
@@ -164,6 +165,18 @@ test.each<[string, number, readonly Part[]]>([
     unpacked: unpacked(0, 2, queued),
   });
   expect(partsOf(pull(8, { layers: [0, 8] }, { layers: [one], machine: idle }))).toEqual(parts);
+});
+
+test("a thread that stood still for layers that go first had no disk to wait for", () => {
+  const one = layer(0, {
+    spans: spans({ open: [0, 0], room: [0, 0], worker: [0, 0], unpack: [0, 8], commit: [8, 8] }),
+    unpacked: { ...unpacked(0, 2), pausedSeconds: 5 },
+  });
+  expect(partsOf(pull(8, { layers: [0, 8] }, { layers: [one], machine: idle }))).toEqual([
+    { cause: "others", seconds: 5 },
+    { cause: "cpu", seconds: 2 },
+    { cause: "disk", seconds: 1 },
+  ]);
 });
 
 describe("two layers with one worker", () => {

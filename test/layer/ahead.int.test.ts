@@ -38,14 +38,15 @@ async function unpackWhole(demand: Demand): Promise<void> {
   await engine.unpack(await staging.job(spool, whole), never, demand);
 }
 
-/** Threads of this process that the kernel gives only what nobody else wants (proc_pid_stat(5), field 41). */
-function idleThreads(): number {
-  const policies = readdirSync("/proc/self/task").map((thread) => {
+/** Threads of this process that the kernel gives only what nobody else wants (proc_pid_stat(5), fields 3 and 41). */
+function idleThreads(wanted?: "S"): number {
+  const all = readdirSync("/proc/self/task").map((thread) => {
     const stat = readFileSync(`/proc/self/task/${thread}/stat`, "latin1");
-    return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[38];
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return { state: fields[0], policy: fields[38] };
   });
   const schedIdle = "5";
-  return policies.filter((policy) => policy === schedIdle).length;
+  return all.filter(({ state, policy }) => policy === schedIdle && (wanted ?? state) === state).length;
 }
 
 test("neither those who are awaited nor the others ever wait for each other's threads", async () => {
@@ -68,11 +69,17 @@ test("they pause, and go on, when they are told to; those that are awaited do no
   await using spool = await staging.filled(whole.bytes);
   const job = await staging.job(spool, whole);
   const unpacked = engine.unpack(job, never, new Demand(false));
+  // It has all of its bytes, and sleeps for nothing else.
+  await vi.waitUntil(() => idleThreads("S") === 1, { timeout: 30_000, interval: 5 });
   for (let count = 0; count < 20; count++) await unpackWhole(new Demand(true));
   expect(existsSync(join(job.staging, "last"))).toBe(false);
   engine.pause(false);
-  await unpacked;
+  const { pausedMs, elapsedMs } = await unpacked;
   expect(existsSync(join(job.staging, "last"))).toBe(true);
+  expect(pausedMs).toBeGreaterThan(0);
+  expect(pausedMs).toBeLessThan(elapsedMs);
+  const again = { ...job, staging: await staging.root() };
+  expect(await engine.unpack(again, never, new Demand(false))).toMatchObject({ pausedMs: 0 });
 });
 
 test("one that somebody comes to wait for goes on, although the others pause", async () => {

@@ -42,6 +42,7 @@ const engine: LayerEngine = {
     ...(await unpackPortable(job, () => signal.aborted)),
     elapsedMs: 1,
     caughtUpMs: 0,
+    pausedMs: 0,
   }),
   inherit: inheritPortable,
   sync: async () => {},
