@@ -76,7 +76,10 @@ async function main(argv: readonly string[], context: Context): Promise<number> 
 function interruption(): AbortSignal {
   const abort = new AbortController();
   const onSignal = (signal: NodeJS.Signals): void => {
-    if (abort.signal.aborted) process.exit(signal === "SIGINT" ? 130 : 143);
+    if (abort.signal.aborted) {
+      if (lastWords !== undefined) process.stderr.write(lastWords);
+      process.exit(signal === "SIGINT" ? 130 : 143);
+    }
     abort.abort();
   };
   process.on("SIGINT", onSignal);
@@ -102,6 +105,7 @@ function pipe(): Pipe | undefined {
 }
 
 let outlivesReader = false;
+let lastWords: string | undefined;
 
 /** A reader that has gone (`hawser config show | head`) is no fault; a standard error that is broken can tell nobody. */
 function surviveBrokenOutput(): void {
@@ -129,6 +133,7 @@ const context: Context = {
   stdout: (text) => process.stdout.write(text),
   stderr: (text) => process.stderr.write(text),
   interrupted: interruption(),
+  lastWords: (line) => (lastWords = line),
   program: [process.execPath, ...process.execArgv, process.argv[1] ?? ""],
   onSignal: (signal, listener) => void process.on(signal, listener),
   pipe: pipe(),

@@ -34,6 +34,8 @@ export interface Context {
   readonly stderr: (text: string) => void;
   /** Aborted by the first SIGINT or SIGTERM; a second one ends the process at once. */
   readonly interrupted: AbortSignal;
+  /** What a second one has standard error say from now on: what is left half done, and what to do about it. */
+  readonly lastWords: (line: string | undefined) => void;
   /** Command line of this program, without a command's name. */
   readonly program: readonly string[];
   /** Calls back on each signal of this name, instead of ending the process. */

@@ -144,16 +144,21 @@ async function run(
   else (isDry ? stdout : stderr)(planText(plan));
   if (isDry) return 0;
   board = isJson ? { told: (event: UpgradeEvent) => said(event), end: () => {} } : boardOn(plan, context);
+  const title = `${request.kind}/${request.name}`;
+  context.lastWords(plainLine(`hawser: ${title} is left as it is now: ${wayOn}`));
   let outcome: Outcome;
   try {
     outcome = await upgradeIn(options, request, interrupted);
   } finally {
     board.end();
+    context.lastWords(undefined);
   }
   const seconds = Number(((performance.now() - began) / 1000).toFixed(1));
   if (isJson) said({ outcome: jsonOf(outcome), seconds });
-  return ending(outcome, `${request.kind}/${request.name}`, isJson, seconds, context);
+  return ending(outcome, title, isJson, seconds, context);
 }
+
+const wayOn = "the same command goes on from here, and one with the former images goes back";
 
 function boardOn(plan: Plan, { stderr, errorTerminal }: Context): Board {
   const first = errorTerminal();
@@ -180,9 +185,7 @@ function ending(
     case "left":
       stderr(plainLine(`hawser: ${title} is not upgraded: ${whyOf(outcome.failure)}`));
       for (const one of outcome.left) stderr(plainLine(`hawser: not as it was: ${one}`));
-      stderr(
-        plainLine("hawser: the same command goes on from here, and one with the former images goes back"),
-      );
+      stderr(plainLine(`hawser: ${wayOn}`));
       return 3;
   }
 }

@@ -340,6 +340,33 @@ test("Ctrl-C rolls back", async () => {
   expectClean();
 });
 
+test("a second Ctrl-C ends it at once, says what that leaves, and the same command goes on", async () => {
+  const [former, next] = [makeImage(), makeImage()];
+  await run("statefulset", former);
+  const { child, over } = start(["statefulset/web", `app=${next.reference}`, "--grace", "5m"]);
+  child.stderr.on("data", (chunk: Buffer) => {
+    if (!chunk.toString().includes("leaving service")) return;
+    // Nothing that it wants to take back gets through.
+    api.behave = ({ identity, method }) => {
+      if (identity !== "operator" || method !== "PATCH") return undefined;
+      child.kill("SIGINT");
+      return { drop: true };
+    };
+    child.kill("SIGINT");
+  });
+  const { status, stderr } = await over;
+  api.behave = () => undefined;
+  expect(status).toBe(130);
+  expect(stderr).toMatch(
+    /\nhawser: statefulset\/web is left as it is now: the same command goes on from here, and one with the former images goes back\n$/,
+  );
+  // What is held is not let go until it is found to be nobody's, which takes as long as it does above.
+  for (const { metadata } of api.list(leases, namespace)) api.remove(leases, metadata.name, namespace);
+  expect(await upgrade("statefulset", next.reference, "--grace", "0s")).toMatchObject({ status: 0 });
+  expect(running()).toEqual(new Set([imageIDOf(next)]));
+  expectClean();
+}, 90_000);
+
 test.each(["SIGHUP", "a reader that is gone"])("%s in the middle leaves nothing half done", async (what) => {
   const [former, next] = [makeImage(), makeImage()];
   await run("statefulset", former);
