@@ -21,6 +21,8 @@ export interface Mark {
   readonly wasReady: boolean;
   /** What was added to what the pod's node is to have. */
   readonly prewarmed: readonly string[];
+  /** What somebody else had asked the pod's node for before. */
+  readonly request: string | undefined;
 }
 
 interface Running {
@@ -232,6 +234,7 @@ function readMark(pod: KubernetesObject): Mark | undefined {
       ),
       wasReady: mark["wasReady"] === true,
       prewarmed: (Array.isArray(mark["prewarmed"]) ? mark["prewarmed"] : []).map(String),
+      request: wordOf(mark["request"]),
     };
   } catch {
     return undefined;

@@ -137,6 +137,7 @@ export class Warming {
       before: { ...runningIn(pod, Object.keys(images)), ...earlier?.before },
       wasReady: earlier?.wasReady ?? isReady(pod),
       prewarmed: [...new Set([...(left?.prewarmed ?? []), ...added])],
+      request: left ? left.request : annotationOf(pod, requestAnnotation),
     };
     const annotations = {
       [upgradeAnnotation]: JSON.stringify(mark),
@@ -158,7 +159,7 @@ export function unmarked(pod: KubernetesObject): Patch | undefined {
   );
   const annotations = {
     [upgradeAnnotation]: null,
-    [requestAnnotation]: null,
+    [requestAnnotation]: mark?.request ?? null,
     [prewarmAnnotation]: kept.length > 0 ? kept.join(",") : null,
   };
   return { kind: "merge", patch: { metadata: { annotations } } };

@@ -1,8 +1,9 @@
 // Upgrades in place, each kind of workload and each kind of failure, against fakes of the cluster that pull nothing.
 
 import { afterEach, expect, test } from "vitest";
-import { conditionOf, prewarmAnnotation, readinessGate } from "../../src/cluster/marks.ts";
+import { conditionOf, prewarmAnnotation, readinessGate, requestAnnotation } from "../../src/cluster/marks.ts";
 import type { UpgradeRequest } from "../../src/inplace/inplace.ts";
+import { upgradeAnnotation } from "../../src/inplace/pod.ts";
 import { eventually } from "../harness/process.ts";
 import { digestOf, namespace, podSpec, pods, quick, Rig } from "./rig.ts";
 
@@ -426,14 +427,40 @@ test("the same bytes under another name, and a name that stands for other bytes 
   expectImages("app:3");
 });
 
-test("what was wanted on the pods already stays, and what was added goes", async () => {
+test.each([true, false])(
+  "what was wanted on the pods already stays, and what was added goes; images on the nodes first: %s",
+  async (isPrewarmed) => {
+    rig = await Rig.open(1);
+    const wanted = { [prewarmAnnotation]: "other:1,app:2", [requestAnnotation]: "somebody's" };
+    rig.api.update(pods, "web-0", namespace, (pod) => ({
+      ...pod,
+      metadata: { ...pod.metadata, annotations: wanted },
+    }));
+    const images = { app: "app:2", side: "side:2" };
+    expect(await rig.upgrade({ images, isPrewarmed })).toMatchObject({ kind: "upgraded" });
+    expect(rig.all[0]?.metadata["annotations"]).toEqual(wanted);
+  },
+);
+
+test("what was wanted on the pods stays, through an upgrade that was broken off and another one behind it", async () => {
   rig = await Rig.open(1);
+  const wanted = { [prewarmAnnotation]: "other:1", [requestAnnotation]: "somebody's" };
   rig.api.update(pods, "web-0", namespace, (pod) => ({
     ...pod,
-    metadata: { ...pod.metadata, annotations: { [prewarmAnnotation]: "other:1, app:2" } },
+    metadata: { ...pod.metadata, annotations: wanted },
   }));
-  expect(await rig.upgrade({ images: { app: "app:2", side: "side:2" } })).toMatchObject({ kind: "upgraded" });
-  expect(rig.all[0]?.metadata["annotations"]).toEqual({ [prewarmAnnotation]: "other:1,app:2" });
+  // The pod is marked, and then nothing more gets through.
+  rig.api.behave = ({ identity, method, body }) =>
+    identity === "operator" &&
+    method === "PATCH" &&
+    !JSON.stringify(body).includes(`"${upgradeAnnotation}":"`)
+      ? { status: 403 }
+      : undefined;
+  expect(await rig.upgrade({ images: { app: "app:2" } })).toMatchObject({ kind: "rolled back" });
+  expect(rig.all[0]?.metadata["annotations"]).not.toEqual(wanted);
+  rig.api.behave = () => undefined;
+  expect(await rig.upgrade({ images: { app: "app:2" } })).toMatchObject({ kind: "upgraded" });
+  expect(rig.all[0]?.metadata["annotations"]).toEqual(wanted);
 });
 
 test("two upgrades at once: one is refused with who is at it, and a third may as soon as that has ended", async () => {
