@@ -6,9 +6,8 @@ import { soak } from "./soak.ts";
 
 test("twenty seconds of kill -9 at random moments: nothing wrong, nothing left", async () => {
   const seed = randomInt(2 ** 31);
-  const result = await soak({ seconds: 20, seed, log: () => {} });
+  const result = await soak({ seconds: 20, killsMin: 4, seed, log: () => {} });
   expect(result.wrong, `seed ${seed}`).toEqual([]);
   expect(result.leftovers, `seed ${seed}`).toEqual([]);
-  expect(result.kills, `seed ${seed}`).toBeGreaterThan(3);
   expect(result.checks).toBeGreaterThan(0);
 });

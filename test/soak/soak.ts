@@ -16,6 +16,8 @@ import { randomness } from "./random.ts";
 
 export interface SoakOptions {
   readonly seconds: number;
+  /** On a machine that is slow it goes on until there were so many. */
+  readonly killsMin?: number;
   readonly seed: number;
   readonly log: (line: string) => void;
 }
@@ -33,7 +35,7 @@ export interface SoakResult {
 const config = '[download]\nchunk_size = "64KiB"\nretries = 3\n[unpack]\nmax_concurrent = 2';
 const killsBetweenChecks = 12;
 
-export async function soak({ seconds, seed, log }: SoakOptions): Promise<SoakResult> {
+export async function soak({ seconds, killsMin = 0, seed, log }: SoakOptions): Promise<SoakResult> {
   const random = randomness(seed);
   await using fake = await FakeRegistry.start();
   await using oracle = await PrivateContainerd.start();
@@ -52,7 +54,7 @@ export async function soak({ seconds, seed, log }: SoakOptions): Promise<SoakRes
     log(`soak: ${result.kills} kills, ${result.pulls} pulls, ${result.checks} checks`);
   };
   const end = Date.now() + seconds * 1000;
-  while (Date.now() < end) {
+  while (Date.now() < end || result.kills < killsMin) {
     misbehave(fake, random);
     // Without images there is something to pull again; layers that others share stay.
     for (const { reference } of images) if (random.chance(0.5)) await containerd.cri.removeImage(reference);
