@@ -53,7 +53,8 @@ test("one that succeeded: its bytes once, their throughput, and all of its time 
   expect(lines).toContain('hawser_pull_bottlenecks_total{cause="hawser"} 1');
   const start = 'hawser_pull_cause_seconds_total{cause="hawser"} ';
   const seconds = Number(lines.find((line) => line.startsWith(start))?.slice(start.length));
-  expect(seconds).toBeCloseTo(2, 1);
+  expect(seconds).toBeGreaterThanOrEqual(2);
+  expect(seconds).toBeLessThan(5);
 });
 
 test.each<[string, Partial<PullOutcome>, (trace: PullTrace) => void, number]>([
