@@ -63,6 +63,6 @@ test("time is told kind by kind, and what is over its budget is marked", () => {
   ).toEqual([
     "time for fuzz: 70 s of 60 s, 2 files: OVER",
     "time for faults: 1 s of 600 s, 1 files",
-    "time for all else: 0 s of 720 s, 1 files",
+    "time for all else: 0 s of 600 s, 1 files",
   ]);
 });
