@@ -214,12 +214,14 @@ test("a reload while a pull goes on: limits are the newer process's, and what go
   const key = "download.max_concurrent_per_image";
   await untilSeen(`hawser_limit{key="${key}"}`, (value) => value === 3);
   expect((await hawser.status()).pullers).toHaveLength(2);
-  const [limits, used, open] = await Promise.all(
-    [`hawser_limit{key="${key}"}`, `hawser_limit_used{key="${key}"}`, 'hawser_in_flight{what="pulls"}'].map(
-      async (name) => (await prometheus.query(name)).map(({ value: [, value] }) => value),
-    ),
-  );
-  expect({ limits, used, open }).toEqual({ limits: ["3"], used: ["0"], open: ["1"] });
+  await eventually(async () => {
+    const [limits, used, open] = await Promise.all(
+      [`hawser_limit{key="${key}"}`, `hawser_limit_used{key="${key}"}`, 'hawser_in_flight{what="pulls"}'].map(
+        async (name) => (await prometheus.query(name)).map(({ value: [, value] }) => value),
+      ),
+    );
+    expect({ limits, used, open }).toEqual({ limits: ["3"], used: ["0"], open: ["1"] });
+  }, "each process counted once");
   pause.open();
   fake.behave = () => undefined;
   expect(await reply).toEqual({ value: image.configDigest });
