@@ -90,6 +90,8 @@ function evidenceOf(record: PullRecord, part: Part): readonly string[] {
     case "network":
       return [
         ...hosts.filter(({ bytes }) => bytes > 0).map((host) => receivedText(record, host)),
+        // How much there is to be had by faster bytes: what waited for them.
+        ...(record.layers.some(({ unpacked }) => unpacked) ? [unpackText(record)] : []),
         ...summed([...record.hosts, ...hosts]).flatMap(failureTexts),
       ];
     case "cpu":

@@ -75,6 +75,7 @@ describe("as it comes", () => {
       cause: "network",
       evidence: [
         expect.stringMatching(/^9\.0 MB came from 127\.0\.0\.1:\d+ at \d\.\d MB\/s, in \d+ requests/),
+        expect.stringMatching(/^unpacking 9\.0 MB in 3 layers took .*, [1-9]\.\d\d s waiting for bytes, /),
       ],
     });
     expect(verdict?.share).toBeGreaterThan(0.5);

@@ -105,6 +105,7 @@ test("a pull is seen to go on and to end, without the page being loaded again; t
     .waitFor();
   expect(await page.locator("#verdict li").allInnerTexts()).toEqual([
     expect.stringMatching(/^3\.0 MB came from 127\.0\.0\.1:\d+ at .* in \d requests that got .* each$/),
+    expect.stringMatching(/^unpacking 3\.0 MB in 3 layers took .*, \d+\.\d+ s waiting for bytes, /),
   ]);
   // A line for each stage and layer, and in them a bar for each thing that they were at.
   const chart = page.getByRole("img", { name: /^Waterfall of the pull/ });

@@ -394,6 +394,9 @@ test("whatever a record says, the parts add up to the pull's time, and none is n
       downloadWaits: waits,
       unpackWaits: waits,
       hosts: fc.array(fc.constantFrom(host(1, 2), host(0, 0), host(3, 1)), { maxLength: 2 }),
+      unpacked: fc
+        .record({ caughtUpSeconds: second, pausedSeconds: second.map(Math.abs) })
+        .map((times) => ({ ...unpacked(1, 1), ...times })),
     }),
     { maxLength: 6 },
   );
@@ -406,7 +409,7 @@ test("whatever a record says, the parts add up to the pull's time, and none is n
         seconds,
         { resolve: [0, start], layers: [start, seconds] },
         {
-          layers: made.map((more, index) => layer(index, { ...more, unpacked: unpacked(1, 1) })),
+          layers: made.map((more, index) => layer(index, more)),
           machine: busy,
         },
       );
