@@ -7,6 +7,7 @@ import { once } from "node:events";
 import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { Metadata, status } from "@grpc/grpc-js";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
@@ -27,12 +28,15 @@ const keep = 12;
 let containerd: PrivateContainerd;
 let hawser: PrivateHawser;
 let fake: FakeRegistry;
+/** One that is none of Hawser's business. */
+let excluded: FakeRegistry;
 let count = 0;
 
 beforeAll(async () => {
   containerd = await PrivateContainerd.start();
   fake = await FakeRegistry.start();
-  const config = `[registry]\nexclude = ["127.0.0.2:1"]\n[trace]\nkeep = ${keep}`;
+  excluded = await FakeRegistry.start(undefined, "127.0.0.2");
+  const config = `[registry]\nexclude = ["${excluded.host}"]\n[trace]\nkeep = ${keep}`;
   hawser = await PrivateHawser.start({ containerd: containerd.address, config });
 });
 
@@ -44,6 +48,7 @@ afterAll(async () => {
   await hawser[Symbol.asyncDispose]();
   await containerd[Symbol.asyncDispose]();
   await fake[Symbol.asyncDispose]();
+  await excluded[Symbol.asyncDispose]();
 });
 
 function put(layers = 2): FakeImage {
@@ -151,12 +156,14 @@ describe("a trace of", () => {
   });
 
   test("one that is left to containerd, and why", async () => {
-    await expect(hawser.cri.mustPull("127.0.0.2:1/a/b:v1")).rejects.toThrow();
+    // As long as it takes for this to be what takes the time.
+    excluded.behave = () => ({ answer: sleep(1000), status: 403 });
+    await expect(hawser.cri.mustPull(`${excluded.host}/a/b:v1`)).rejects.toThrow();
     expect(await latest()).toMatchObject({
-      image: "127.0.0.2:1/a/b:v1",
+      image: `${excluded.host}/a/b:v1`,
       state: "error",
-      outcome: { path: "delegated", error: expect.stringContaining("127.0.0.2:1") },
-      delegation: { reason: "excluded", detail: "registry 127.0.0.2:1 is excluded by configuration" },
+      outcome: { path: "delegated", error: expect.stringContaining(excluded.host) },
+      delegation: { reason: "excluded", detail: `registry ${excluded.host} is excluded by configuration` },
       verdict: { cause: "containerd", advice: expect.stringContaining("excluded by configuration") },
     });
   });
