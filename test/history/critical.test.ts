@@ -396,7 +396,7 @@ test("whatever a record says, the parts add up to the pull's time, and none is n
       hosts: fc.array(fc.constantFrom(host(1, 2), host(0, 0), host(3, 1)), { maxLength: 2 }),
       unpacked: fc
         .record({ caughtUpSeconds: second, pausedSeconds: second.map(Math.abs) })
-        .map((times) => ({ ...unpacked(1, 1), ...times })),
+        .map((times) => Object.assign(unpacked(1, 1), times)),
     }),
     { maxLength: 6 },
   );
