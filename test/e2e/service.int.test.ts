@@ -74,8 +74,10 @@ test("an upgrade while clients call without a pause: no call fails, and the new 
     process.kill(former, "SIGUSR2");
     await service.untilSaid(new RegExp(`ended ${former} exit 0`));
     const { lists, pulls } = callers;
-    await eventually(async () => expect(callers.pulls).toBeGreaterThan(pulls), "a pull by the new version");
-    expect(callers.lists).toBeGreaterThan(lists);
+    await eventually(async () => {
+      expect(callers.pulls).toBeGreaterThan(pulls);
+      expect(callers.lists).toBeGreaterThan(lists);
+    }, "a pull and a list by the new version");
     expect(commandOf(service.pid)).toContain(`versions/${version}/`);
   }
   await callers.finish();
