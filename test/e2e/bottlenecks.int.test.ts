@@ -165,7 +165,7 @@ describe("as it comes", () => {
     const image = put(2, () => randomBytes(1000));
     let stopped: Promise<void> | undefined;
     fake.behave = (asked) => {
-      if (isBlob(asked)) stopped ??= standStill(containerd.pid, 3000);
+      if (isBlob(asked)) stopped ??= standStill(containerd.pid, 2000);
       return undefined;
     };
     const { verdict } = await pulled(hawser, image);
@@ -184,14 +184,14 @@ test("limit: that of a host", async () => {
   const key = `registry.host."${fake.host}".max_concurrent`;
   await using hawser = await start(`[registry.host."${fake.host}"]\nmax_concurrent = 1`);
   const image = put(3, () => randomBytes(2_000_000));
-  fake.behave = (asked) => (isBlob(asked) ? { bytesPerSecond: 2_000_000 } : undefined);
+  fake.behave = (asked) => (isBlob(asked) ? { bytesPerSecond: 4_000_000 } : undefined);
   const { verdict } = await pulled(hawser, image);
   expect(verdict).toMatchObject({ cause: "limit", key });
 });
 
 test("limit: that on what is fetched ahead", async () => {
   await using hawser = await start('[prewarm]\nbandwidth_limit = "512KiB"');
-  const image = put(1, () => randomBytes(2_500_000));
+  const image = put(1, () => randomBytes(1_500_000));
   const socket = join(hawser.root, "admin.sock");
   await askAdmin(socket, "POST", "/prewarm", { add: [image.reference] });
   await eventually(async () => {
@@ -220,7 +220,7 @@ test("others: what somebody waits for goes first", async () => {
   await eventually(async () => {
     const { running } = (await askAdmin(socket, "GET", "/pulls")) as PullList;
     const seconds = running.find(({ image }) => image === ahead.reference)?.seconds;
-    expect(seconds).toBeGreaterThan(3);
+    expect(seconds).toBeGreaterThan(5);
   }, "what is fetched ahead being kept back");
   held.open();
   await first;
@@ -256,7 +256,7 @@ test.each([
   const image = put(layers, () => randomBytes(2_000_000));
   // Of what each request gets, more at once get more.
   fake.behave = (asked) =>
-    isBlob(asked) && layers > 1 ? { bytesPerSecond: 2_000_000, answer: sleep(50) } : undefined;
+    isBlob(asked) && layers > 1 ? { bytesPerSecond: 4_000_000, answer: sleep(50) } : undefined;
   const { verdict } = await pulled(hawser, image);
   expect(verdict).toMatchObject({ cause: "limit", key, advice: expect.stringContaining(`raise ${key}`) });
 });
