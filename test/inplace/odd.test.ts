@@ -35,6 +35,17 @@ function templateWith(image: string, more: object = {}): object {
   return { metadata: { labels: { app: "web" } }, spec: { ...spec, ...more, containers } };
 }
 
+/** An upgrade that ends as soon as one pod is done, since the API lets it do nothing more. */
+async function breakOff(): Promise<void> {
+  rig.onEvent = (event) => {
+    if (event.event === "pod" && event.step === "done")
+      rig.api.behave = ({ identity }) => (identity === "operator" ? { status: 403 } : undefined);
+  };
+  expect(await rig.upgrade()).toMatchObject({ kind: "left" });
+  rig.api.behave = () => undefined;
+  rig.onEvent = () => {};
+}
+
 /** Nothing is taken away from what an upgrade has written. */
 function keepMarks(): void {
   rig.api.behave = ({ identity, body }) =>
@@ -73,13 +84,7 @@ test("the same command again after all is done leaves alone a pod that is out of
 
 test("an upgrade of another container that was broken off is not forgotten", async () => {
   rig = await Rig.open(2);
-  rig.onEvent = (event) => {
-    if (event.event === "pod" && event.step === "done")
-      rig.api.behave = ({ identity }) => (identity === "operator" ? { status: 403 } : undefined);
-  };
-  expect(await rig.upgrade()).toMatchObject({ kind: "left" });
-  rig.api.behave = () => undefined;
-  rig.onEvent = () => {};
+  await breakOff();
   await expect(rig.upgrade({ images: { side: "side:2" } })).rejects.toThrow(
     /an upgrade of it was broken off, of app=app:2 \(it was app:1\): end it first, or undo it/,
   );
@@ -302,13 +307,7 @@ test("a kubelet that says nothing of what it has seen: containers that have thei
 test("pods that were only marked, and then died, are left alone if that is asked for", async () => {
   rig = await Rig.open(4);
   const [first] = rig.kubelets;
-  rig.onEvent = (event) => {
-    if (event.event === "pod" && event.step === "done")
-      rig.api.behave = ({ identity }) => (identity === "operator" ? { status: 403 } : undefined);
-  };
-  expect(await rig.upgrade()).toMatchObject({ kind: "left" });
-  rig.api.behave = () => undefined;
-  rig.onEvent = () => {};
+  await breakOff();
   // The node of web-0 and web-2.
   first?.pause();
   for (const name of ["web-0", "web-2"]) ready(name, "False");

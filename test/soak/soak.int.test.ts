@@ -9,5 +9,6 @@ test("twenty seconds of kill -9 at random moments: nothing wrong, nothing left",
   const result = await soak({ seconds: 20, killsMin: 4, seed, log: () => {} });
   expect(result.wrong, `seed ${seed}`).toEqual([]);
   expect(result.leftovers, `seed ${seed}`).toEqual([]);
+  expect(result.kills, `seed ${seed}`).toBeGreaterThan(3);
   expect(result.checks).toBeGreaterThan(0);
 });
